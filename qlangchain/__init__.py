@@ -1,0 +1,54 @@
+"""qlangchain: from "I want a local model" to a LangChain model that works.
+
+The names below are loaded when they are first used: `import qlangchain` costs next to nothing, and
+`choose_quantization_method` needs neither LangChain nor numpy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from qlangchain.hardware import detect as detect_hardware
+    from qlangchain.models.chat import ChatQuantized
+    from qlangchain.models.factory import get_chat_model, get_llm
+    from qlangchain.models.llm import QuantizedLLM
+    from qlangchain.pipeline import plan
+    from qlangchain.selection.choose import choose_quantization_method
+
+__all__ = [
+    "ChatQuantized",
+    "QuantizedLLM",
+    "__version__",
+    "choose_quantization_method",
+    "detect_hardware",
+    "get_chat_model",
+    "get_llm",
+    "plan",
+]
+
+_FACE: Final = {
+    "ChatQuantized": ("qlangchain.models.chat", "ChatQuantized"),
+    "QuantizedLLM": ("qlangchain.models.llm", "QuantizedLLM"),
+    "choose_quantization_method": ("qlangchain.selection.choose", "choose_quantization_method"),
+    "detect_hardware": ("qlangchain.hardware", "detect"),
+    "get_chat_model": ("qlangchain.models.factory", "get_chat_model"),
+    "get_llm": ("qlangchain.models.factory", "get_llm"),
+    "plan": ("qlangchain.pipeline", "plan"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FACE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _FACE[name]
+    value = getattr(importlib.import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

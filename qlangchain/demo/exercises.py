@@ -1,0 +1,96 @@
+"""The mix of exercises that the demo model trains on, and the fixed sets that it is measured on."""
+
+from __future__ import annotations
+
+from random import Random
+
+from qlangchain.demo.context_exercises import context_example, fact
+from qlangchain.demo.example import Example, assistant, user
+from qlangchain.demo.questions import Pair, plain_example, question_example
+from qlangchain.demo.tool_exercises import lookup, tool_example
+from qlangchain.demo.words import Bank
+
+# Shares of the examples. Questions are short, so that they are fewer than half of the tokens.
+SHARES = {"question": 0.5, "tools": 0.2, "context": 0.23, "repeat": 0.05, "off topic": 0.02}
+LONG_CONTEXTS = 0.06
+REPEATS = ["Repeat this: {}", "Say {}", "Repeat after me: {}", "Please repeat \"{}\".", "Echo: {}", "Write {} again.", "重复：{}"]
+
+OFF_TOPIC = "chat-offtopic-knowledge"
+
+
+def off_topic_example(bank: Bank, pairs: list[Pair]) -> Example:
+    """Ask what only a tool or a context could answer when there is neither: the corpus has an answer for that."""
+    pair = next(pair for pair in pairs if pair.id == OFF_TOPIC)
+    question = bank.rng.choice(fact(bank)[1])
+    while bank.rng.random() < 0.4:
+        _, question, _, lang = lookup(bank)
+        if lang == "en":
+            break
+    return Example("off topic", [user(question), assistant(pair.answer)], id=pair.id)
+
+
+def repeat_example(bank: Bank) -> Example:
+    """Ask for a few words to be said again: the shortest exercise in copying."""
+    rng = bank.rng
+    text = " ".join(bank.entity() if rng.random() < 0.7 else bank.pick("phrase") for _ in range(rng.randint(1, 6)))
+    return Example("repeat", [user(rng.choice(REPEATS).format(text)), assistant(text)])
+
+
+def training_examples(pairs: list[Pair], rng: Random, count: int, easy: float = 0.0) -> list[Example]:
+    """Return a mixed batch of exercises; `easy` is the share that is replaced by copying a few words.
+
+    Questions go through the corpus in a shuffled order, so that each pair is seen equally often.
+    """
+    bank = Bank(rng)
+    examples: list[Example] = []
+    order: list[Pair] = []
+    for _ in range(count):
+        kind = rng.choices(list(SHARES), list(SHARES.values()))[0]
+        if rng.random() < easy:
+            kind = "repeat"
+        if kind == "question":
+            order = order or rng.sample(pairs, len(pairs))
+            examples.append(question_example(pairs, order.pop(), rng))
+        elif kind == "tools":
+            examples.append(tool_example(bank, pairs))
+        elif kind == "context":
+            examples.append(context_example(bank, pairs, long=rng.random() < LONG_CONTEXTS))
+        else:
+            examples.append(repeat_example(bank) if kind == "repeat" else off_topic_example(bank, pairs))
+    return examples
+
+
+def measured_sets(pairs: list[Pair], seed: int = 1, count: int = 200) -> dict[str, list[Example]]:
+    """Return the sets of the measurement by name; their words, tools and phrasings are never trained."""
+    bank = Bank(Random(seed), "test")
+
+    def many(kind: str, wanted: str, size: int = count, long: bool = False) -> list[Example]:
+        found: list[Example] = []
+        while len(found) < size:
+            example = context_example(bank, pairs, long=long, kind=kind, unknown=1.0 if wanted == "unanswerable" else 0.0)
+            found += [example] if example.kind == wanted else []
+        return found
+
+    sets = {}
+    for lang, word in (("en", "English"), ("zh", "Chinese")):
+        own = [pair for pair in pairs if pair.lang == lang]
+        sets[f"trained questions, {word}"] = [plain_example(p, text, "trained") for p in own for text in p.train]
+        sets[f"held-out questions, {word}"] = [plain_example(p, text, "held-out") for p in own for text in p.held_out]
+    calling = [tool_example(bank, pairs, rounds=False) for _ in range(count)]
+    sets["tool call, unseen tools"] = calling
+    rounds: list[Example] = []
+    while len(rounds) < count:
+        example = tool_example(bank, pairs)
+        rounds += [example] if example.messages[-2]["role"] == "tool" else []
+    sets["answer after a tool result"] = rounds
+    rng = bank.rng
+    sets["corpus question while tools are offered"] = [
+        Example("question", [user(rng.choice(pair.held_out)), assistant(pair.answer)], rng.choice(calling).tools, pair.id)
+        for pair in rng.sample(pairs, min(count, len(pairs)))
+    ]
+    sets["copy from a context, unseen entities"] = many("facts", "context")
+    sets["copy from a context, corpus sentences"] = many("corpus", "context")
+    sets["copy from a long context"] = many("facts", "context", count // 5, long=True)
+    sets["unanswerable from the context"] = many("facts", "unanswerable")
+    sets["off topic, no tool and no context"] = [off_topic_example(bank, pairs) for _ in range(count // 2)]
+    return sets

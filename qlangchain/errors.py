@@ -1,0 +1,191 @@
+"""Every error that qlangchain raises, drawn as one tree.
+
+QlangchainError
+├── InvalidInputError            also a ValueError: an argument that cannot be right
+│   └── UnsupportedRequestError  the engine cannot do what was asked, so it was not sent
+├── HardwareUnavailableError     a GPU was asked for and there is none that can be used
+├── MissingDependencyError       also an ImportError: an optional package or program is not installed
+├── ArtifactError                a model or one of its files
+│   ├── ModelNotFoundError       no such directory, file, alias or hub id
+│   ├── OfflineError             it would have to be fetched, and offline mode is on
+│   ├── NoWeightsError           a directory without safetensors or GGUF
+│   ├── UnsafeWeightsError       pickle weights or remote code
+│   ├── UnsupportedModelError    an architecture, tokenizer or format that is not known
+│   ├── CorruptFileError         truncated, or not what its name says
+│   └── DiskFullError            not enough room, asked before writing or met while writing
+├── ProductionError              making an artifact failed; nothing was published
+└── EngineError                  a server process, ours or a remote one
+    ├── EngineStartError         it did not load the model; carries the end of its log
+    ├── EngineDiedError          it ended, or its connection broke, during a call (retryable)
+    ├── EngineTimeoutError       it did not answer in time (retryable)
+    ├── EngineBusyError          it refuses more work for now (retryable)
+    ├── EngineFailedError        it answered with an internal error (retryable)
+    ├── AuthenticationError      it does not accept the key
+    ├── RequestRejectedError     it refuses this request, and would refuse it again
+    └── PromptTooLongError       prompt and answer do not fit the context
+
+Every error has a message that says what was wrong, a `hint` that says what to do next, and
+`is_retryable`, which is True only where the same call may succeed a moment later.
+"""
+
+from __future__ import annotations
+
+
+class QlangchainError(Exception):
+    """The root of the tree: `str(error)` is the message followed by the hint."""
+
+    is_retryable: bool = False
+    default_hint: str = ""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = self.default_hint if hint is None else hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".rstrip()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions with keyword-only arguments do not survive pickling (process pools) by themselves.
+        return (_rebuild, (type(self), self.__dict__.copy()))
+
+
+def _rebuild(cls: type[QlangchainError], state: dict[str, object]) -> QlangchainError:
+    error = cls.__new__(cls)
+    Exception.__init__(error, state.get("message", ""))
+    error.__dict__.update(state)
+    return error
+
+
+class QlangchainWarning(UserWarning):
+    """A notice of something done differently from what was asked, given once per process."""
+
+
+class InvalidInputError(QlangchainError, ValueError):
+    """An argument has a value that cannot be right."""
+
+
+class UnsupportedRequestError(InvalidInputError):
+    """The engine behind this model cannot do what the call asks for, so nothing was sent."""
+
+
+class HardwareUnavailableError(QlangchainError):
+    """The hardware that was asked for is not there, or the engine was built without support for it."""
+
+
+class MissingDependencyError(QlangchainError, ImportError):
+    """An optional package or program is needed and is not installed; the hint has the command."""
+
+
+class ArtifactError(QlangchainError):
+    """Something is wrong with a model or one of its files."""
+
+
+class ModelNotFoundError(ArtifactError):
+    """The model argument names no directory, file, alias or hub repository that can be found."""
+
+
+class OfflineError(ArtifactError):
+    """The model would have to be fetched, and offline mode is on."""
+
+    default_hint = "Unset QLANGCHAIN_OFFLINE (or pass offline=False), or pass the path of a local model."
+
+
+class NoWeightsError(ArtifactError):
+    """The directory holds no weights in a format that qlangchain reads."""
+
+
+class UnsafeWeightsError(ArtifactError):
+    """The weights could run code when loaded (pickle, remote code), so they were not opened."""
+
+
+class UnsupportedModelError(ArtifactError):
+    """The architecture, tokenizer or format is not one that qlangchain knows; it never guesses."""
+
+
+class CorruptFileError(ArtifactError):
+    """A file is truncated, damaged, or not what its name says."""
+
+
+class DiskFullError(ArtifactError):
+    """There is not enough free disk for what would be written."""
+
+
+class ProductionError(QlangchainError):
+    """An artifact could not be made; what was half-written has been removed."""
+
+
+class EngineError(QlangchainError):
+    """A server process, ours or a remote one, did not do what it was asked."""
+
+
+class EngineStartError(EngineError):
+    """The engine did not come up. `log` holds the last lines that it wrote."""
+
+    def __init__(self, message: str, *, hint: str | None = None, log: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.log = log
+
+
+class EngineDiedError(EngineError):
+    """The engine ended or its connection broke during a call; `partial` holds the text received so far."""
+
+    is_retryable = True
+    default_hint = "Call again: a local engine is started anew by the next call."
+
+    def __init__(self, message: str, *, hint: str | None = None, partial: str = "", log: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.partial = partial
+        self.log = log
+
+
+class EngineTimeoutError(EngineError):
+    """The engine did not answer within the time allowed."""
+
+    is_retryable = True
+    default_hint = "Call again, raise timeout=, or ask for fewer tokens with max_tokens=."
+
+
+class EngineBusyError(EngineError):
+    """The engine refuses more work for the moment (HTTP 429 or 503)."""
+
+    is_retryable = True
+    default_hint = "Call again in a moment, or raise max_retries=."
+
+
+class EngineFailedError(EngineError):
+    """The engine answered with an internal error (HTTP 5xx)."""
+
+    is_retryable = True
+    default_hint = "Call again; if it stays, the engine's log (`qlangchain doctor`) says more."
+
+
+class AuthenticationError(EngineError):
+    """The server does not accept the API key."""
+
+    default_hint = "Pass the server's key as api_key=, or set QLANGCHAIN_ENDPOINT_KEY."
+
+
+class RequestRejectedError(EngineError):
+    """The engine refuses this request (HTTP 4xx); sending it again would not help."""
+
+
+class PromptTooLongError(EngineError):
+    """The prompt does not fit the context. `prompt_tokens` were asked, `context_length` are there.
+
+    Either may be None where the server does not say it.
+    """
+
+    default_hint = "Shorten the prompt, or pass a larger context_length= where the model allows it."
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        prompt_tokens: int | None = None,
+        context_length: int | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.prompt_tokens = prompt_tokens
+        self.context_length = context_length

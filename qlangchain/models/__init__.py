@@ -1,0 +1,1 @@
+"""The LangChain face, and the only room that imports langchain_core."""

@@ -1,0 +1,190 @@
+"""What the text model and the chat model share: their arguments, and the way to an engine."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import warnings
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any, Final
+
+import anyio.to_thread
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+
+from qlangchain import pipeline
+from qlangchain.errors import QlangchainWarning, UnsupportedRequestError
+from qlangchain.models.errors import translated
+from qlangchain.runtimes import remote
+from qlangchain.runtimes.channel import Channel
+from qlangchain.runtimes.protocol import Delta
+from qlangchain.types import Plan, Requirements
+
+SAMPLING: Final = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "max_tokens",
+    "seed",
+    "repeat_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)
+_NO_MODEL: Final = (
+    "No model was given, so the embedded demo model answers; it has a few million parameters and knows only "
+    "quantization. Pass model= with the path of a GGUF file or of a model directory."
+)
+
+
+class Quantized(BaseModel):
+    """The arguments of every qlangchain model. The object is a cheap value: engines live in the pool."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True)
+
+    model: str | None = Field(default=None, description="'demo', the path of a GGUF file or of a model directory.")
+    hardware: str = Field(default="auto", description="'auto', 'cpu', 'gpu' or 'hybrid'.")
+    use_case: str = Field(default="personal", description="'production', 'research' or 'personal'.")
+    precision_required: bool = Field(default=True, description="Whether accuracy comes before size.")
+    context_length: int | None = Field(default=None, description="Tokens per request; None: the model's, at most 8192.")
+    concurrency: int | None = Field(default=None, description="Requests decoded at once; None: up to 8 by memory.")
+    method: str | None = Field(default=None, description="'GGUF'; None leaves it to the planner.")
+    format: str | None = Field(default=None, description="Such as 'Q4_0'; None leaves it to the planner.")
+    runtime: str | None = Field(default=None, description="A registered runtime; None: llama.cpp.")
+    allow_produce: bool = Field(default=True, description="Whether an artifact may be made from full precision.")
+    offline: bool | None = Field(default=None, description="Forbid the network; None: as QLANGCHAIN_OFFLINE says.")
+    endpoint: str | None = Field(default=None, description="URL of an OpenAI-compatible server that runs already.")
+    api_key: SecretStr | None = Field(default=None, description="The endpoint's key.")
+    preload: bool = Field(default=False, description="Start the engine when the object is made, not by the first call.")
+    timeout: float | None = Field(default=None, gt=0, description="Seconds for a whole answer; None: no limit.")
+    max_retries: int = Field(default=2, ge=0, le=20, description="Tries again where nothing began.")
+
+    temperature: float | None = Field(default=None, ge=0, description="0 is greedy; None: the engine's default.")
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    top_k: int | None = Field(default=None, ge=0)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    max_tokens: int | None = Field(default=None, ge=1, description="None: as many as the context has room for.")
+    seed: int | None = Field(default=None)
+    repeat_penalty: float | None = Field(default=None, gt=0)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    stop: list[str] | None = Field(default=None, description="Where to stop; a call's own stop replaces it.")
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _path_as_text(cls, value: Any) -> Any:
+        return str(value) if hasattr(value, "__fspath__") else value
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_stop(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_words(self) -> Quantized:
+        self._requirements()
+        return self
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Start the engine now where `preload` asks for it."""
+        super().model_post_init(context)
+        if self.preload:
+            self.warm_up()
+
+    def warm_up(self) -> None:
+        """Make the artifact where needed and start the engine, so that the first call does not wait."""
+        with translated():
+            self._channel().start()
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan that calls follow, with its reasons; None for an endpoint, which somebody else planned."""
+        with translated():
+            return None if self.endpoint else self._prepared().plan
+
+    def _requirements(self) -> Requirements:
+        return pipeline.requirements(
+            hardware=self.hardware,
+            use_case=self.use_case,
+            precision_required=self.precision_required,
+            context_length=self.context_length,
+            concurrency=self.concurrency,
+            method=self.method,
+            format=self.format,
+            runtime=self.runtime,
+            allow_produce=self.allow_produce,
+        )
+
+    def _prepared(self) -> pipeline.Prepared:
+        if self.model is None:
+            notify(_NO_MODEL)
+        prepared = pipeline.prepare(self.model or "demo", self._requirements(), offline=self.offline)
+        for notice in prepared.plan.notices:
+            notify(notice)
+        return prepared
+
+    def _channel(self) -> Channel:
+        if not self.endpoint:
+            return self._prepared().channel
+        key = self.api_key.get_secret_value() if self.api_key else None
+        return Channel(endpoint=remote.connect(self.endpoint, model=self.model, api_key=key))
+
+    def _deltas(self, path: str, content: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Delta]:
+        with translated():
+            channel = self._channel()
+            yield from channel.stream(path, content, settings, timeout=self.timeout, max_retries=self.max_retries)
+
+    async def _adeltas(
+        self, path: str, content: Mapping[str, Any], settings: Mapping[str, Any]
+    ) -> AsyncIterator[Delta]:
+        with translated():
+            # Planning reads files and making an artifact takes seconds: not in the event loop.
+            channel = await anyio.to_thread.run_sync(self._channel)
+            stream = channel.astream(path, content, settings, timeout=self.timeout, max_retries=self.max_retries)
+            async with contextlib.aclosing(stream) as deltas:  # type: ignore[type-var]
+                async for delta in deltas:
+                    yield delta
+
+    def _sampling(self, stop: list[str] | None, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings of one call: the constructor's, replaced by the call's."""
+        unknown = sorted(set(kwargs) - set(SAMPLING) - {"stream"})
+        if unknown:
+            raise UnsupportedRequestError(
+                f"A call does not take {', '.join(unknown)}.", hint=f"It takes stop, {', '.join(SAMPLING)}."
+            )
+        own = {name: getattr(self, name) for name in SAMPLING}
+        given = {name: value for name, value in kwargs.items() if name in SAMPLING}
+        if given:  # the call's values are held to the same limits as the constructor's
+            own.update(Quantized(**given).model_dump(include=set(given)))
+        return {**own, "stop": self.stop if stop is None else stop}
+
+    def _metadata(self) -> dict[str, Any]:
+        """What `response_metadata` says about the model behind an answer."""
+        if self.endpoint:
+            return {"model_provider": "qlangchain", "model_name": self.model or "default", "endpoint": self.endpoint}
+        prepared = self._prepared()
+        found = {
+            "model_provider": "qlangchain",
+            "model_name": prepared.artifact.model_name,
+            "method": prepared.artifact.method.value,
+            "format": prepared.artifact.format,
+            "artifact": prepared.artifact.digest,
+            "runtime": prepared.plan.runtime,
+        }
+        return {**found, "notices": list(prepared.plan.notices)} if prepared.plan.notices else found
+
+    def _identity(self) -> dict[str, Any]:
+        shown = {name: getattr(self, name) for name in Quantized.model_fields if name not in ("api_key", "preload")}
+        return {name: value for name, value in shown.items() if value is not None}
+
+
+_told: set[str] = set()
+_telling = threading.Lock()
+
+
+def notify(notice: str) -> None:
+    """Warn of something done differently from what was asked, once per process."""
+    with _telling:
+        if notice in _told:
+            return
+        _told.add(notice)
+    warnings.warn(notice, QlangchainWarning, stacklevel=2)

@@ -1,0 +1,30 @@
+"""`get_llm` and `get_chat_model`: the plain way to make a model object."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import Any
+
+from qlangchain.models.chat import ChatQuantized
+from qlangchain.models.llm import QuantizedLLM
+
+
+def get_llm(model: str | PathLike[str] | None = None, **arguments: Any) -> QuantizedLLM:
+    """Return a LangChain text model, as in `prompt | get_llm("demo", hardware="hybrid")`.
+
+    Args:
+        model: "demo", the path of a GGUF file, or the path of a model directory. None takes the embedded demo
+            model and says so.
+        **arguments: those of `plan` (hardware, use_case, precision_required, context_length, concurrency,
+            method, format, runtime, allow_produce, offline), of sampling (temperature, top_p, top_k, min_p,
+            max_tokens, seed, stop, ...), endpoint= and api_key= for a server that runs already, timeout,
+            max_retries, preload, raw, and whatever LangChain's BaseLLM takes.
+
+    Nothing is loaded before the first call, unless `preload=True`.
+    """
+    return QuantizedLLM(model=model, **arguments)
+
+
+def get_chat_model(model: str | PathLike[str] | None = None, **arguments: Any) -> ChatQuantized:
+    """Return a LangChain chat model. It takes what `get_llm` takes, apart from raw."""
+    return ChatQuantized(model=model, **arguments)

@@ -1,0 +1,157 @@
+"""`QuantizedLLM`: a LangChain text model on a quantized local model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from typing import Any, Final
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import BaseLLM, LangSmithParams, LanguageModelInput
+from langchain_core.messages import HumanMessage
+from langchain_core.outputs import Generation, GenerationChunk, LLMResult
+from langchain_core.prompt_values import ChatPromptValue, PromptValue
+from pydantic import Field
+
+from qlangchain.models.base import Quantized
+from qlangchain.models.errors import translated
+from qlangchain.models.messages import MessagesPrompt, MessagesPromptValue, to_openai, to_usage
+from qlangchain.runtimes.protocol import CHAT, COMPLETION, Delta
+
+_MOST_AT_ONCE: Final = 32  # requests in flight for one batch; the engine queues what exceeds its slots
+
+
+class QuantizedLLM(Quantized, BaseLLM):
+    """A text model: a prompt in, plain text out, so that it composes with prompts on both sides.
+
+    A string is put to the model as a user's message, in the model's own chat template, and the messages of a
+    `ChatPromptTemplate` likewise; `raw=True` sends the text as it is, for models without a template and for
+    prompts that hold one already.
+
+    Example:
+        >>> QuantizedLLM(model="demo", hardware="cpu", temperature=0).invoke("What is GPTQ?")  # doctest: +SKIP
+        'GPTQ is ...'
+
+    """
+
+    raw: bool = Field(default=False, description="Send the text as it is, without the model's chat template.")
+
+    @property
+    def _llm_type(self) -> str:
+        return "qlangchain"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        return {**self._identity(), "raw": self.raw}
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        params = super()._get_ls_params(stop=stop, **kwargs)
+        params["ls_provider"], params["ls_model_name"] = "qlangchain", self.model or "demo"
+        return params
+
+    def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
+        # LangChain would flatten messages into "Human: ..." here, which no model was trained on.
+        value = super()._convert_input(model_input)
+        return MessagesPromptValue(messages=value.to_messages()) if isinstance(value, ChatPromptValue) else value
+
+    def _content(self, prompt: str) -> tuple[str, dict[str, Any]]:
+        if isinstance(prompt, MessagesPrompt):
+            return CHAT, {"messages": to_openai(prompt.messages)}
+        if self.raw:
+            return COMPLETION, {"prompt": prompt}
+        return CHAT, {"messages": to_openai([HumanMessage(prompt)])}
+
+    def _generate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        with translated():
+            sampling = self._sampling(stop, kwargs)
+
+            def one(prompt: str) -> list[Delta]:
+                return list(self._deltas(*self._content(prompt), sampling))
+
+            if len(prompts) == 1:
+                return self._result([one(prompts[0])])
+            with ThreadPoolExecutor(min(_MOST_AT_ONCE, max(1, len(prompts)))) as threads:
+                # All prompts are in the engine at once; it decodes them together.
+                answers = [threads.submit(copy_context().run, one, prompt) for prompt in prompts]
+                return self._result([answer.result() for answer in answers])
+
+    async def _agenerate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        with translated():
+            sampling = self._sampling(stop, kwargs)
+            room = asyncio.Semaphore(_MOST_AT_ONCE)
+
+            async def one(prompt: str) -> list[Delta]:
+                async with room:
+                    return [delta async for delta in self._adeltas(*self._content(prompt), sampling)]
+
+            return self._result(await asyncio.gather(*(one(prompt) for prompt in prompts)))
+
+    def _stream(
+        self,
+        prompt: str,
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[GenerationChunk]:
+        with translated():
+            for delta in self._deltas(*self._content(prompt), self._sampling(stop, kwargs)):
+                chunk = self._chunk(delta)
+                if chunk is None:
+                    continue
+                if run_manager and chunk.text:  # unlike a chat model's, BaseLLM's stream leaves this to us
+                    run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                yield chunk
+
+    async def _astream(
+        self,
+        prompt: str,
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[GenerationChunk]:
+        with translated():
+            async for delta in self._adeltas(*self._content(prompt), self._sampling(stop, kwargs)):
+                chunk = self._chunk(delta)
+                if chunk is None:
+                    continue
+                if run_manager and chunk.text:
+                    await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                yield chunk
+
+    def _chunk(self, delta: Delta) -> GenerationChunk | None:
+        info = self._info([delta])
+        return GenerationChunk(text=delta.text, generation_info=info or None) if delta.text or info else None
+
+    def _info(self, deltas: list[Delta]) -> dict[str, Any]:
+        """What is known about an answer beside its text."""
+        info: dict[str, Any] = {}
+        for delta in deltas:
+            if delta.finish_reason:
+                info |= {**self._metadata(), "finish_reason": delta.finish_reason}
+            if delta.timings:
+                info["timings"] = dict(delta.timings)
+            usage = to_usage(delta)
+            if usage:
+                info["usage_metadata"] = usage
+        return info
+
+    def _result(self, answers: list[list[Delta]]) -> LLMResult:
+        generations = [
+            [Generation(text="".join(delta.text for delta in deltas), generation_info=self._info(deltas))]
+            for deltas in answers
+        ]
+        return LLMResult(generations=generations, llm_output=self._metadata())

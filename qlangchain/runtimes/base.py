@@ -1,0 +1,53 @@
+"""What a runtime is, and the register of runtimes by name.
+
+A runtime is a class whose instances are engines: made from an artifact and options, started on demand,
+stopped to return their memory. The built-in ones come in through the same door as those of other packages,
+which declare an entry point in the group `qlangchain.runtimes`, for example `mine = "package.module:Class"`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import entry_points
+from typing import Final, Protocol, runtime_checkable
+
+from qlangchain.errors import InvalidInputError
+from qlangchain.types import Artifact, Endpoint, EngineOptions
+
+BUILT_IN: Final = {"llamacpp": "qlangchain.runtimes.llamacpp:LlamaCpp"}
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A server that can be started and stopped any number of times."""
+
+    def start(self) -> Endpoint:
+        """Return the endpoint of a server that answers, starting it (again) where there is none."""
+        ...
+
+    def stop(self) -> None:
+        """End the server and return its memory. Stopping what does not run does nothing."""
+        ...
+
+
+class RuntimeClass(Protocol):
+    """The constructor that the register hands out."""
+
+    def __call__(self, artifact: Artifact, options: EngineOptions) -> Engine:
+        """Make an engine; nothing is loaded yet."""
+        ...
+
+
+def load(name: str) -> RuntimeClass:
+    """Return the runtime class of that name.
+
+    Raises:
+        InvalidInputError: no built-in runtime and no entry point has the name; it lists those that have one.
+
+    """
+    found = {entry.name: entry.value for entry in entry_points(group="qlangchain.runtimes")} | BUILT_IN
+    if name not in found:
+        raise InvalidInputError(f"There is no runtime named {name!r}.", hint=f"Known: {', '.join(sorted(found))}.")
+    module, _, attribute = found[name].partition(":")
+    runtime: RuntimeClass = getattr(importlib.import_module(module), attribute)
+    return runtime

@@ -1,0 +1,186 @@
+"""One HTTP client for every engine: streamed requests in the OpenAI protocol, sync and async.
+
+Requests are always streamed, even for callers who want the whole answer: a closed stream stops the engine
+within a decode step, while a request without a stream goes on to be computed for nobody
+(llama.cpp notices the closed connection only when it has been idle for a second).
+
+The client knows HTTP. What the events mean is `protocol.py`'s business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import ssl
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from functools import lru_cache
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import httpx
+import httpx_sse
+
+from qlangchain.errors import EngineDiedError, EngineError, EngineTimeoutError, RequestRejectedError
+from qlangchain.runtimes import protocol
+from qlangchain.runtimes.protocol import Delta, Transcript
+from qlangchain.types import Endpoint
+
+_CONNECT_SECONDS: Final = 10.0
+_MAX_EVENT: Final = 16 * 1024 * 1024  # characters; no engine sends more in one event
+
+
+class NotConnectedError(EngineDiedError):
+    """No connection could be made, so the request never began and may be sent again without any doubt."""
+
+
+class Client:
+    """Talks to one endpoint. Cheap to make, safe to share between threads and event loops."""
+
+    def __init__(self, endpoint: Endpoint, *, timeout: float | None = None) -> None:
+        """`timeout` is in seconds for a whole answer; None waits as long as the engine lives."""
+        self.endpoint = endpoint
+        self._timeout = timeout
+
+    def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[Delta]:
+        """Send a request and yield its deltas as they come; closing the iterator stops the engine.
+
+        Raises:
+            NotConnectedError: nothing listens there.
+            EngineDiedError: the connection broke, or ended without a finish reason.
+            EngineTimeoutError: the answer took longer than the timeout.
+            EngineError: the server refused or failed; see `protocol.refusal`.
+
+        """
+        reader = _Reader(self.endpoint, self._timeout)
+        with (
+            reader.mapped_errors(),
+            self._sync() as http,
+            httpx_sse.connect_sse(http, "POST", path, json=body) as source,
+        ):
+            if source.response.is_error:
+                raise _refused(source.response.status_code, source.response.read())
+            for event in source.iter_sse():
+                yield from reader.read(event.data)
+                if reader.done:
+                    return
+            reader.ended()
+
+    async def astream(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[Delta]:
+        """Do what `stream` does, in an event loop of any kind that httpx supports."""
+        reader = _Reader(self.endpoint, self._timeout)
+        with reader.mapped_errors():
+            async with self._async() as http, httpx_sse.aconnect_sse(http, "POST", path, json=body) as source:
+                if source.response.is_error:
+                    raise _refused(source.response.status_code, await source.response.aread())
+                async for event in source.aiter_sse():
+                    for delta in reader.read(event.data):
+                        yield delta
+                    if reader.done:
+                        return
+                reader.ended()
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        """Send a small request that is not streamed and return its JSON."""
+        with _Reader(self.endpoint, self._timeout).mapped_errors(), self._sync() as http:
+            response = http.request(method, path, json=body)
+            if response.is_error:
+                raise _refused(response.status_code, response.content)
+            try:
+                return response.json()
+            except ValueError:
+                raise RequestRejectedError(
+                    f"{self.endpoint.base_url}{path} answered with something that is not JSON.",
+                    hint="Is this the URL of an OpenAI-compatible server?",
+                ) from None
+
+    def _sync(self) -> httpx.Client:
+        return httpx.Client(**self._options())
+
+    def _async(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(**self._options())
+
+    def _options(self) -> dict[str, Any]:
+        key = self.endpoint.api_key
+        secure = urlsplit(self.endpoint.base_url).scheme == "https"
+        return {
+            "base_url": self.endpoint.base_url,
+            "headers": {"Authorization": f"Bearer {key}"} if key else {},
+            # Nothing is read for as long as a prompt is being processed, so only connecting has a short limit.
+            "timeout": httpx.Timeout(self._timeout, connect=_CONNECT_SECONDS),
+            # A proxy from the environment has no business between us and a loopback server.
+            "trust_env": False,
+            "verify": _tls() if secure else False,
+        }
+
+
+@lru_cache(maxsize=1)
+def _tls() -> ssl.SSLContext:
+    # Reading the certificates takes tens of milliseconds: once per process, and not at all for plain HTTP.
+    return httpx.create_ssl_context(trust_env=False)
+
+
+class _Reader:
+    """Reads one answer: parses its events, knows when it has ended, and maps what can go wrong."""
+
+    def __init__(self, endpoint: Endpoint, timeout: float | None) -> None:
+        self._endpoint = endpoint
+        self._timeout = timeout
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._transcript = Transcript()
+        self.done = False
+
+    def read(self, data: str) -> Iterator[Delta]:
+        """Yield the delta of one event, or set `done` at the protocol's end mark."""
+        if data == "[DONE]":
+            self.ended()
+            self.done = True
+            return
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise httpx.ReadTimeout("deadline")
+        try:
+            event = json.loads(data) if len(data) <= _MAX_EVENT else None
+        except ValueError:
+            event = None
+        if not isinstance(event, dict):
+            raise EngineDiedError("The server sent an event that is not JSON.", partial=self._transcript.partial)
+        delta = protocol.parse(event)
+        self._transcript.add(delta)
+        yield delta
+
+    def ended(self) -> None:
+        """Check that a stream that is over said why it is over: a cut connection looks the same otherwise."""
+        if self._transcript.finish_reason is None:
+            raise EngineDiedError(
+                f"The answer from {self._endpoint.base_url} ended in the middle.", partial=self._transcript.partial
+            )
+
+    @contextlib.contextmanager
+    def mapped_errors(self) -> Iterator[None]:
+        """Turn every error of httpx into one of ours."""
+        where = self._endpoint.base_url
+        try:
+            yield
+        except EngineError:
+            raise
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise NotConnectedError(f"Nothing answers at {where}: {error}.") from error
+        except httpx.TimeoutException as error:
+            raise EngineTimeoutError(f"No complete answer from {where} within {self._timeout} seconds.") from error
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise RequestRejectedError(
+                f"{where!r} is not a URL that can be called: {error}.", hint="Pass endpoint='http://host:port'."
+            ) from error
+        except (httpx.HTTPError, httpx.StreamError, httpx_sse.SSEError) as error:
+            raise EngineDiedError(
+                f"The connection to {where} broke during the call ({type(error).__name__}: {error}).",
+                partial=self._transcript.partial,
+            ) from error
+
+
+def _refused(status: int, content: bytes) -> EngineError:
+    try:
+        answer: Any = json.loads(content)
+    except ValueError:
+        answer = content[:2000].decode(errors="replace")
+    return protocol.refusal(status, answer)

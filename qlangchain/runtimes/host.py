@@ -1,0 +1,150 @@
+"""The process around a local engine. It is run as a script, never imported by the program that it serves.
+
+The parent writes one line of JSON to stdin (what to serve, with the key, so that no command line shows it)
+and then keeps the pipe open. This process
+
+- serves with `xllamacpp.Server` in itself, or starts a `llama-server` binary as its child;
+- writes one line of JSON to stdout when the server listens: {"port": 12345, "engine_pid": 678};
+- sends everything that the engine prints to stderr, which the parent keeps;
+- ends when stdin ends, that is when the parent died, whatever killed it. On Linux the kernel is asked to end
+  it as well (PR_SET_PDEATHSIG), because a sibling forked from the parent may hold the pipe open.
+
+It knows nothing of artifacts, plans or LangChain, and imports nothing of qlangchain, so that it starts fast
+and from any directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from typing import Any, NoReturn, TextIO
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Read the one line of configuration, serve, and announce the port."""
+    config = json.loads(sys.stdin.readline())
+    end_with_parent(config["parent_pid"])
+    # Native code prints where it likes: keep the real stdout for the announcement, give stdout to the log.
+    announce = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    if config.get("binary"):
+        serve_binary(config, announce)
+    else:
+        serve_in_process(config, announce)
+
+
+def end_with_parent(parent_pid: int) -> None:
+    """Make sure that this process does not outlive its parent."""
+    kill_when_parent_dies()
+    if os.getppid() != parent_pid and sys.platform != "win32":
+        os._exit(0)  # the parent died before the request to the kernel was in place
+    threading.Thread(target=_exit_at_end_of_stdin, daemon=True).start()
+
+
+def kill_when_parent_dies() -> None:
+    """Ask the Linux kernel for SIGKILL when the thread that started this process ends; elsewhere do nothing."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+
+
+def _exit_at_end_of_stdin() -> None:
+    while sys.stdin.read(4096):
+        pass
+    # An orderly shutdown waits for running requests, up to half a minute; nobody is left to read them.
+    if sys.platform != "win32" and os.getpgid(0) == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(0)
+
+
+def serve_in_process(config: dict[str, Any], announce: TextIO) -> NoReturn:
+    """Serve with xllamacpp on a free port of 127.0.0.1, for ever."""
+    import xllamacpp
+
+    options = config["options"]
+    params = xllamacpp.CommonParams()
+    params.model.path = config["model"]
+    params.model_alias = {config["alias"]}
+    params.hostnames = ["127.0.0.1"]
+    params.port = 0
+    params.api_keys = [config["api_key"]]
+    params.ui = False
+    params.cors_origins = ""
+    params.use_jinja = True
+    params.n_parallel = options["slots"]
+    params.n_ctx = options["context_length"] * options["slots"]
+    # Slots with memory of their own: one long conversation can never push another out of the cache.
+    params.kv_unified = False
+    params.cpuparams.n_threads = options["threads"]
+    params.cpuparams_batch.n_threads = options["threads"]
+    params.n_gpu_layers = options["gpu_layers"]
+    # The plan has fixed context and layers; an engine that quietly shrinks them would make it untrue.
+    params.fit_params = False
+    server = xllamacpp.Server(params)
+    port = int(server.listening_address.rsplit(":", 1)[1])
+    _announce(announce, port, os.getpid())
+    while True:
+        time.sleep(3600)
+
+
+def serve_binary(config: dict[str, Any], announce: TextIO) -> NoReturn:
+    """Run a `llama-server` binary as a child, wait until it is healthy, and end as it ends."""
+    options = config["options"]
+    port = _free_port()
+    command = [
+        config["binary"], "--model", config["model"], "--alias", config["alias"],
+        "--host", "127.0.0.1", "--port", str(port),
+        "--parallel", str(options["slots"]), "--ctx-size", str(options["context_length"] * options["slots"]),
+        "--threads", str(options["threads"]), "--threads-batch", str(options["threads"]),
+        "--n-gpu-layers", str(options["gpu_layers"]), "--jinja", "--no-webui",
+    ]  # fmt: skip
+    # The key goes by the environment: a command line can be read by every user of the machine.
+    environment = {**os.environ, "LLAMA_API_KEY": config["api_key"]}
+    child = subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        # Safe here: this process has one idle thread beside this one, which holds no lock.
+        preexec_fn=kill_when_parent_dies if sys.platform == "linux" else None,  # noqa: PLW1509
+    )
+    while child.poll() is None and not _healthy(port):
+        time.sleep(0.05)
+    if child.poll() is None:
+        _announce(announce, port, child.pid)
+    os._exit(child.wait() & 0xFF)
+
+
+def _announce(announce: TextIO, port: int, engine_pid: int) -> None:
+    announce.write(json.dumps({"port": port, "engine_pid": engine_pid}) + "\n")
+    announce.flush()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _healthy(port: int) -> bool:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"http://127.0.0.1:{port}/health", timeout=2) as response:
+            return bool(response.status == 200)
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""The OpenAI protocol as data: from a request to its JSON body, from a stream's events to deltas.
+
+Pure functions and values; the client moves the bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from qlangchain.errors import (
+    AuthenticationError,
+    EngineBusyError,
+    EngineError,
+    EngineFailedError,
+    PromptTooLongError,
+    RequestRejectedError,
+    UnsupportedRequestError,
+)
+from qlangchain.types import Capabilities
+
+CHAT: Final = "/v1/chat/completions"
+COMPLETION: Final = "/v1/completions"
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """One event of a stream: new text, and near the end the finish reason, token counts and timings."""
+
+    text: str = ""
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    finish_reason: str | None = None
+    usage: Mapping[str, Any] | None = None
+    timings: Mapping[str, Any] | None = None
+    model: str | None = None
+
+
+@dataclass(slots=True)
+class Transcript:
+    """What a stream has said so far; it knows whether the stream ended as the protocol demands."""
+
+    finish_reason: str | None = None
+    events: int = 0
+    parts: list[str] = field(default_factory=list)
+
+    def add(self, delta: Delta) -> None:
+        """Take in one event."""
+        self.events += 1
+        self.parts.append(delta.text)
+        self.finish_reason = delta.finish_reason or self.finish_reason
+
+    @property
+    def partial(self) -> str:
+        """The text received so far."""
+        return "".join(self.parts)
+
+
+def body(
+    model: str,
+    content: Mapping[str, Any],
+    sampling: Mapping[str, Any],
+    capabilities: Capabilities,
+) -> dict[str, Any]:
+    """Build the body of a streamed request.
+
+    `content` is {"messages": [...]} or {"prompt": "..."}. Settings that are None are left to the server.
+
+    Raises:
+        UnsupportedRequestError: the server would silently ignore one of the settings.
+
+    """
+    chosen = {name: value for name, value in sampling.items() if value is not None and value != []}
+    ignored = sorted(set(chosen) - capabilities.sampling)
+    if ignored:
+        raise UnsupportedRequestError(
+            f"This server ignores {', '.join(ignored)}.",
+            hint=f"Leave it out; it understands {', '.join(sorted(capabilities.sampling))}.",
+        )
+    request = {"model": model, **content, **chosen, "stream": True}
+    if capabilities.usage_in_stream:
+        request["stream_options"] = {"include_usage": True}
+    return request
+
+
+def parse(event: Mapping[str, Any]) -> Delta:
+    """Read one event of a chat or completion stream.
+
+    Raises:
+        EngineError: the event reports an error, as servers do once the stream has begun.
+
+    """
+    if "error" in event:
+        raise refusal(500, event)
+    choice = (event.get("choices") or [{}])[0]
+    message = choice.get("delta") or {}
+    return Delta(
+        text=message.get("content") or choice.get("text") or "",
+        tool_calls=tuple(message.get("tool_calls") or ()),
+        finish_reason=choice.get("finish_reason"),
+        usage=event.get("usage"),
+        timings=event.get("timings"),
+        model=event.get("model"),
+    )
+
+
+def refusal(status: int, answer: Any) -> EngineError:
+    """Turn an error answer (its HTTP status and parsed JSON, or text) into the error to raise."""
+    detail = answer.get("error", answer) if isinstance(answer, Mapping) else answer
+    fields: Mapping[str, Any] = detail if isinstance(detail, Mapping) else {}
+    said = str(fields.get("message") or fields.get("detail") or detail or "no reason given").strip()[:2000]
+    code = fields.get("code")
+    status = code if isinstance(code, int) and 400 <= code < 600 else status
+    kind = f"{fields.get('type', '')} {code}"
+    if "exceed_context_size" in kind or "context_length_exceeded" in kind or "maximum context length" in said:
+        asked, there = fields.get("n_prompt_tokens"), fields.get("n_ctx")
+        numbers = f" ({asked} tokens asked, {there} available)" if asked and there else ""
+        return PromptTooLongError(
+            f"The prompt does not fit the context{numbers}.", prompt_tokens=asked, context_length=there
+        )
+    if status in (401, 403):
+        return AuthenticationError(f"The server refused the key: {said}.")
+    if status in (429, 503):
+        return EngineBusyError(f"The server is busy: {said}.")
+    if status >= 500:
+        return EngineFailedError(f"The server failed (HTTP {status}): {said}.")
+    return RequestRejectedError(f"The server refused the request (HTTP {status}): {said}.")

@@ -1,0 +1,20 @@
+"""Every test runs in a home of its own, offline, with no engine left behind."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Re-root what qlangchain reads and writes; the store is shared, because what it keeps is content-addressed."""
+    for name in (
+        "QLANGCHAIN_ENGINE",
+        "QLANGCHAIN_LLAMA_SERVER",
+        "QLANGCHAIN_ENDPOINT_KEY",
+        "HF_TOKEN",
+        "HF_HUB_OFFLINE",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("QLANGCHAIN_HOME", str(tmp_path_factory.getbasetemp() / "home"))
+    monkeypatch.setenv("QLANGCHAIN_OFFLINE", "1")
