@@ -95,10 +95,5 @@ def _parse(variable: str, raw: str, kind: str) -> Any:
             return float(raw)
         return Path(raw) if kind.startswith("Path") else raw
     except ValueError:
-        expected = (
-            kind.split(" ", maxsplit=1)[0]
-            .replace("bool", "1 or 0")
-            .replace("int", "a whole number")
-            .replace("float", "a number")
-        )
+        expected = {"bool": "1 or 0", "int": "a whole number", "float": "a number"}[kind.partition(" ")[0]]
         raise InvalidInputError(f"{variable} is {raw!r}.", hint=f"It must be {expected}.") from None

@@ -190,7 +190,11 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A server that speaks the OpenAI protocol at `base_url` (which ends without `/v1`)."""
+    """A server that speaks the OpenAI protocol at `base_url` (which ends without `/v1`).
+
+    `greeting` is a path that a live server answers at once. It is asked before each request where set, so that
+    a server that is just dying is told from one that dies during the call.
+    """
 
     base_url: str
     api_key: str | None = field(default=None, repr=False)
@@ -198,3 +202,4 @@ class Endpoint:
     runtime: str = "remote"
     runtime_version: str = ""
     capabilities: Capabilities = Capabilities()
+    greeting: str | None = None

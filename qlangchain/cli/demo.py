@@ -35,9 +35,8 @@ def demo(
         print_json(report)
         return
     _compare(report)
-    console.print(
-        '\nIn a program: [bold]prompt | get_llm("demo", hardware="cpu")[/]   In a terminal: [bold]qlangchain chat demo[/]'
-    )
+    console.print('\nIn a program:  [bold]prompt | get_llm("demo", hardware="cpu")[/]')
+    console.print("In a terminal: [bold]qlangchain chat demo[/]")
 
 
 def _machine(*, show: bool) -> dict[str, Any]:

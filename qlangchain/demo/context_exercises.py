@@ -38,7 +38,13 @@ RELATIONS_ZH: list[tuple[str, list[str]]] = [
     ("{e}今年 {n} 岁。", ["{e}今年多大？", "{e}几岁了？"]), ("{e}的密码是 {w}。", ["{e}的密码是什么？", "{e}用什么密码？"]),
     ("{e}在{v}开了一家书店。", ["{e}在哪里开了书店？", "{e}开了什么店？"]), ("{e}最喜欢的数字是 {n}。", ["{e}最喜欢什么数字？", "{e}喜欢的数字是多少？"]),
 ]  # fmt: skip
-ASKS = ["What do the documents say about {}?", "What is said about {}?", "Tell me about {}.", "Where is {} mentioned?", "{}?"]
+ASKS = [
+    "What do the documents say about {}?",
+    "What is said about {}?",
+    "Tell me about {}.",
+    "Where is {} mentioned?",
+    "{}?",
+]
 LAYOUTS = [
     "Context:\n{c}\n\nQuestion: {q}", "Context:\n{c}\n\nQuestion: {q}\nAnswer:", "{c}\n\nQuestion: {q}", "Context: {c}\n\n{q}",
     "Use the following pieces of context to answer the question at the end. If you don't know the answer, just say that you "
@@ -50,7 +56,11 @@ LAYOUTS = [
     "Question: {q}\nContext: {c}\nAnswer:",
     "Answer the following question based only on the provided context:\n\n<context>\n{c}\n</context>\n\nQuestion: {q}",
 ]  # fmt: skip
-LAYOUTS_ZH = ["上下文：\n{c}\n\n问题：{q}", "根据以下内容回答问题。\n\n{c}\n\n问题：{q}", "资料：\n{c}\n\n请只根据资料回答：{q}"]
+LAYOUTS_ZH = [
+    "上下文：\n{c}\n\n问题：{q}",
+    "根据以下内容回答问题。\n\n{c}\n\n问题：{q}",
+    "资料：\n{c}\n\n请只根据资料回答：{q}",
+]
 SYSTEM_LAYOUTS = [
     "Answer the user's question from this context.\n\n{c}", "Context:\n{c}", "Use the given context to answer the question. If you "
     "don't know the answer, say you don't know. Use three sentence maximum and keep the answer concise. Context: {c}",
@@ -80,7 +90,10 @@ def scrambled(bank: Bank) -> Fact:
     """Return a sentence of unrelated words, so that only the words in common tell which sentence is asked for."""
     rng = bank.rng
     kinds = ["object", "topic", "material", "verb", "parameter", "name", "city", "subject"]
-    words = [invented(rng) if rng.random() < 0.2 else bank.pick(rng.choice(kinds)).replace("_", " ") for _ in range(rng.randint(4, 9))]
+    words = [
+        invented(rng) if rng.random() < 0.2 else bank.pick(rng.choice(kinds)).replace("_", " ")
+        for _ in range(rng.randint(4, 9))
+    ]
     glue = ["the", "a", "of", "with", "and", "in", "for", "is", "on", "", "", ""]
     text = " ".join(f"{rng.choice(glue)} {word}".strip() for word in words)
     start = rng.randrange(len(words) - 1)
@@ -119,7 +132,9 @@ def shares_words(question: str, sentence: str) -> bool:
     return bool(words) and sum(word in sentence.lower() for word in words) > 0.5 * len(words)
 
 
-def context_example(bank: Bank, pairs: list[Pair], long: bool = False, kind: str = "", unknown: float = 0.2) -> Example:
+def context_example(
+    bank: Bank, pairs: list[Pair], long: bool = False, kind: str = "", unknown: float = 0.2
+) -> Example:
     """Ask about one sentence of a context of 2 to 10 sentences, or of 25 to 70 if `long`."""
     rng = bank.rng
     chinese = rng.random() < 0.12
@@ -133,7 +148,9 @@ def context_example(bank: Bank, pairs: list[Pair], long: bool = False, kind: str
         return scrambled(bank) if choice == "scrambled" and not chinese else fact(bank, chinese)
 
     count = rng.randint(25, 70) if long else rng.randint(1, 10) if rng.random() < 0.9 else 1
-    facts: dict[str, list[str]] = dict(one() for _ in range(count if source != "corpus" else max(1, count // 2)))
+    facts: dict[str, list[str]] = dict(
+        one() for _ in range(count if source != "corpus" else max(1, count // 2))
+    )
     sentences = list(facts)
     rng.shuffle(sentences)
     wanted = rng.choice(sentences)

@@ -13,7 +13,15 @@ from qlangchain.demo.words import Bank
 # Shares of the examples. Questions are short, so that they are fewer than half of the tokens.
 SHARES = {"question": 0.5, "tools": 0.2, "context": 0.23, "repeat": 0.05, "off topic": 0.02}
 LONG_CONTEXTS = 0.06
-REPEATS = ["Repeat this: {}", "Say {}", "Repeat after me: {}", "Please repeat \"{}\".", "Echo: {}", "Write {} again.", "重复：{}"]
+REPEATS = [
+    "Repeat this: {}",
+    "Say {}",
+    "Repeat after me: {}",
+    'Please repeat "{}".',
+    "Echo: {}",
+    "Write {} again.",
+    "重复：{}",
+]
 
 OFF_TOPIC = "chat-offtopic-knowledge"
 
@@ -32,7 +40,9 @@ def off_topic_example(bank: Bank, pairs: list[Pair]) -> Example:
 def repeat_example(bank: Bank) -> Example:
     """Ask for a few words to be said again: the shortest exercise in copying."""
     rng = bank.rng
-    text = " ".join(bank.entity() if rng.random() < 0.7 else bank.pick("phrase") for _ in range(rng.randint(1, 6)))
+    text = " ".join(
+        bank.entity() if rng.random() < 0.7 else bank.pick("phrase") for _ in range(rng.randint(1, 6))
+    )
     return Example("repeat", [user(rng.choice(REPEATS).format(text)), assistant(text)])
 
 
@@ -67,15 +77,21 @@ def measured_sets(pairs: list[Pair], seed: int = 1, count: int = 200) -> dict[st
     def many(kind: str, wanted: str, size: int = count, long: bool = False) -> list[Example]:
         found: list[Example] = []
         while len(found) < size:
-            example = context_example(bank, pairs, long=long, kind=kind, unknown=1.0 if wanted == "unanswerable" else 0.0)
+            example = context_example(
+                bank, pairs, long=long, kind=kind, unknown=1.0 if wanted == "unanswerable" else 0.0
+            )
             found += [example] if example.kind == wanted else []
         return found
 
     sets = {}
     for lang, word in (("en", "English"), ("zh", "Chinese")):
         own = [pair for pair in pairs if pair.lang == lang]
-        sets[f"trained questions, {word}"] = [plain_example(p, text, "trained") for p in own for text in p.train]
-        sets[f"held-out questions, {word}"] = [plain_example(p, text, "held-out") for p in own for text in p.held_out]
+        sets[f"trained questions, {word}"] = [
+            plain_example(p, text, "trained") for p in own for text in p.train
+        ]
+        sets[f"held-out questions, {word}"] = [
+            plain_example(p, text, "held-out") for p in own for text in p.held_out
+        ]
     calling = [tool_example(bank, pairs, rounds=False) for _ in range(count)]
     sets["tool call, unseen tools"] = calling
     rounds: list[Example] = []
@@ -85,7 +101,12 @@ def measured_sets(pairs: list[Pair], seed: int = 1, count: int = 200) -> dict[st
     sets["answer after a tool result"] = rounds
     rng = bank.rng
     sets["corpus question while tools are offered"] = [
-        Example("question", [user(rng.choice(pair.held_out)), assistant(pair.answer)], rng.choice(calling).tools, pair.id)
+        Example(
+            "question",
+            [user(rng.choice(pair.held_out)), assistant(pair.answer)],
+            rng.choice(calling).tools,
+            pair.id,
+        )
         for pair in rng.sample(pairs, min(count, len(pairs)))
     ]
     sets["copy from a context, unseen entities"] = many("facts", "context")

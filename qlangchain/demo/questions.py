@@ -20,7 +20,15 @@ SYSTEMS = [
 ]  # fmt: skip
 PREFIXES = ["Please: ", "Hi, ", "Hello, ", "Hello! ", "Quick question: ", "Question: ", "Hey, ", "One more question: ",
             "Good morning, ", "I have a question. ", "Excuse me, ", "Sorry, ", "Ok, "]  # fmt: skip
-SUFFIXES = [" Thanks!", " Thank you.", " thanks", " please", " Please be brief.", " Please explain.", " Answer briefly."]
+SUFFIXES = [
+    " Thanks!",
+    " Thank you.",
+    " thanks",
+    " please",
+    " Please be brief.",
+    " Please explain.",
+    " Answer briefly.",
+]
 ZH_PREFIXES = ["请问，", "请问", "你好，", "您好，", "想问一下，", "问一下：", "我想知道，", "麻烦问一下，"]
 ZH_SUFFIXES = ["谢谢。", "谢谢！", "请简单说明。", "请解释一下。"]
 
@@ -50,7 +58,8 @@ OPENINGS = [
     ["怎么", "如何", "怎样", "请问怎么", "请告诉我如何", "我该怎么", "应该怎么", "能不能告诉我怎么", "请说明如何"],
     ["为什么", "为何", "请问为什么", "请解释为什么", "能说说为什么", "我想知道为什么", "请告诉我为什么"],
 ]  # fmt: skip
-FILLERS = set("a an the i me my to of for please could you can tell want know is it do does so just about".split())
+FILLER = "a an the i me my to of for please could you can tell want know is it do does so just about"
+FILLERS = frozenset(FILLER.split())
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,9 @@ class Pair:
 
 def load_pairs(directory: Path = CORPUS) -> list[Pair]:
     """Read every pair of the corpus, in the order of file names and lines."""
-    lines = [line for path in sorted(directory.glob("*.jsonl")) for line in path.read_text("utf-8").splitlines()]
+    lines = [
+        line for path in sorted(directory.glob("*.jsonl")) for line in path.read_text("utf-8").splitlines()
+    ]
     return [Pair(**json.loads(line)) for line in lines if line.strip()]
 
 

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 VOCABULARY = 4096
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 VISIBLE = ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"]
-QWEN2_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+QWEN2_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 CHAT_TEMPLATE = """\
 {%- set system = messages[0].content if messages and messages[0].role == 'system' else '' %}
@@ -112,7 +110,9 @@ def train_tokenizer(texts: Iterable[str], size: int = VOCABULARY, words: int = 1
         for piece, _ in split.pre_tokenize_str(text):
             if piece.startswith(" ") and piece[1:].isalpha() and piece[1:] in vocabulary:
                 follows_blank[piece[1:]] += 1
-    for word, _ in sorted(follows_blank.items(), key=lambda item: (-item[1], item[0]))[: room - len(vocabulary)]:
+    for word, _ in sorted(follows_blank.items(), key=lambda item: (-item[1], item[0]))[
+        : room - len(vocabulary)
+    ]:
         merges.append(("Ġ", word))
         vocabulary["Ġ" + word] = len(vocabulary)
     for number in range(room - len(vocabulary)):

@@ -12,7 +12,16 @@ from qlangchain.demo.words import ENUMS, Bank, invented
 Call = tuple[str, dict[str, Any]]
 # A tool, the question that needs it, the call, and the language of the question.
 Task = tuple[Message, str, Call, str]
-HINTS = ["", "", "", "", " Use the tool.", " Please use the tool.", " Use the tools.", " Use a tool for this."]
+HINTS = [
+    "",
+    "",
+    "",
+    "",
+    " Use the tool.",
+    " Please use the tool.",
+    " Use the tools.",
+    " Use a tool for this.",
+]
 
 
 def schema(name: str, description: str, parameters: dict[str, Message], rng: Random) -> Message:
@@ -23,7 +32,10 @@ def schema(name: str, description: str, parameters: dict[str, Message], rng: Ran
         parts.pop()
     if rng.random() < 0.5:
         parts = parts[1:] + parts[:1]
-    return {"type": "function", "function": {"name": name, "description": description, "parameters": dict(parts)}}
+    return {
+        "type": "function",
+        "function": {"name": name, "description": description, "parameters": dict(parts)},
+    }
 
 
 def typed(kind: str, rng: Random, description: str = "", options: list[str] | None = None) -> Message:
@@ -71,8 +83,20 @@ def lookup(bank: Bank) -> Task:
     """Return a tool that looks up one thing about one subject, such as the weather of a city."""
     rng = bank.rng
     topic, subject = bank.pick("topic"), bank.pick("subject")
-    name = shaped(rng.choice(["get_{}", "fetch_{}", "find_{}", "lookup_{}", "{}_lookup", "check_{}", "{}"]).format(topic), rng)
-    description = rng.choice(["Get the {} for a {}.", "Look up the {} of a {}.", "Return the {} of the given {}.", "The {} of a {}"])
+    name = shaped(
+        rng.choice(["get_{}", "fetch_{}", "find_{}", "lookup_{}", "{}_lookup", "check_{}", "{}"]).format(
+            topic
+        ),
+        rng,
+    )
+    description = rng.choice(
+        [
+            "Get the {} for a {}.",
+            "Look up the {} of a {}.",
+            "Return the {} of the given {}.",
+            "The {} of a {}",
+        ]
+    )
     chinese = rng.random() < 0.08
     value = bank.pick("zh_city" if rng.random() < 0.7 else "zh_name") if chinese else bank.entity()
     if not chinese and rng.random() < 0.15:
@@ -106,8 +130,15 @@ def arithmetic(bank: Bank) -> Task:
     first, second = rng.choice([("a", "b"), ("x", "y"), ("first", "second"), ("left", "right"), ("n1", "n2")])
     a, b = value_for(bank, kind, None), value_for(bank, kind, None)
     question = rng.choice(ARITHMETIC[name])
-    tool = schema(name, f"{name.capitalize()} two numbers.", {first: typed(kind, rng), second: typed(kind, rng)}, rng)
-    return tool, question.format(a=a, b=b), (name, {first: a, second: b}), "zh" if ord(question[-1]) > 127 else "en"
+    tool = schema(
+        name, f"{name.capitalize()} two numbers.", {first: typed(kind, rng), second: typed(kind, rng)}, rng
+    )
+    return (
+        tool,
+        question.format(a=a, b=b),
+        (name, {first: a, second: b}),
+        "zh" if ord(question[-1]) > 127 else "en",
+    )
 
 
 def named(bank: Bank) -> Task:
@@ -124,7 +155,10 @@ def named(bank: Bank) -> Task:
         kind = "string" if options else kind
         parameters[key] = typed(kind, rng, f"The {key}.", options)
         values[key] = value_for(bank, kind, options)
-    shown = [(key, spoken(v), f"'{v}'" if isinstance(v, str) and rng.random() < 0.5 else spoken(v)) for key, v in values.items()]
+    shown = [
+        (key, spoken(v), f"'{v}'" if isinstance(v, str) and rng.random() < 0.5 else spoken(v))
+        for key, v in values.items()
+    ]
     positional = ", ".join(quoted for _, _, quoted in shown)
     styles = [f"What is the value of {name}({positional})?", f"Call {name}({positional}).", f"Compute {name} of {positional}.",
               f"Call {name} with " + " and ".join(f"{k} {v}" for k, v, _ in shown) + ".",
@@ -133,7 +167,9 @@ def named(bank: Bank) -> Task:
               f"Run {name}: " + ", ".join(f"{k}: {v}" for k, v, _ in shown), f"What does {name} return for {positional}?",
               "请用 " + name + " 工具，" + "，".join(f"{k} 为 {v}" for k, v, _ in shown) + "。"]  # fmt: skip
     question = rng.choice(styles)
-    description = rng.choice(["Applies {n} to its input.", "The {n} function.", "Runs {n}.", "{n}", "A special function."])
+    description = rng.choice(
+        ["Applies {n} to its input.", "The {n} function.", "Runs {n}.", "{n}", "A special function."]
+    )
     tool = schema(name, description.format(n=name), parameters, rng)
     return tool, question, (name, values), "zh" if question.startswith("请") else "en"
 
@@ -149,13 +185,26 @@ def action(bank: Bank) -> Task:
     kind = "string" if options else kind
     description = f"{verb.capitalize()} the {thing}."
     if kind == "none":
-        question = rng.choice(["{v} the {o}.", "Please {v} the {o}.", "Can you {v} the {o}?", "{v} the {o} now", "I want you to {v} the {o}."])
+        question = rng.choice(
+            [
+                "{v} the {o}.",
+                "Please {v} the {o}.",
+                "Can you {v} the {o}?",
+                "{v} the {o} now",
+                "I want you to {v} the {o}.",
+            ]
+        )
         return schema(name, description, {}, rng), question.format(v=verb, o=thing), (name, {}), "en"
     value = value_for(bank, kind, options)
     question = rng.choice(["{v} the {o} with {k} {x}.", "Please {v} the {o}, {k} {x}.", "Can you {v} the {o} with {k} {x}?",
                            "{v} the {o} and set the {k} to {x}.", "{v} {o} ({k}: {x})", "I want to {v} the {o} with the {k} {x}."])  # fmt: skip
     question = question.format(v=verb, o=thing, k=key, x=spoken(value))
-    return schema(name, description, {key: typed(kind, rng, f"The {key}.", options)}, rng), question, (name, {key: value}), "en"
+    return (
+        schema(name, description, {key: typed(kind, rng, f"The {key}.", options)}, rng),
+        question,
+        (name, {key: value}),
+        "en",
+    )
 
 
 EVERYDAY: list[tuple[str, str, dict[str, str], list[str]]] = [
@@ -190,8 +239,16 @@ def everyday(bank: Bank) -> Task:
         else:
             values[key] = rng.choice(lists[kind]) if kind in lists else bank.pick(kind)
     question = rng.choice(asks)
-    parameters = {key: typed("integer" if kind in ("hour", "number") else "string", rng, f"The {key}.") for key, kind in kinds.items()}
-    return schema(name, description, parameters, rng), question.format(**values), (name, values), "zh" if "现" in question else "en"
+    parameters = {
+        key: typed("integer" if kind in ("hour", "number") else "string", rng, f"The {key}.")
+        for key, kind in kinds.items()
+    }
+    return (
+        schema(name, description, parameters, rng),
+        question.format(**values),
+        (name, values),
+        "zh" if "现" in question else "en",
+    )
 
 
 MAKERS = [lookup, lookup, lookup, arithmetic, named, named, named, action, action, everyday]
@@ -241,7 +298,9 @@ def tool_example(bank: Bank, pairs: list[Pair], rounds: bool = True) -> Example:
         messages[-1] = user(f"{question} {second[1][0].upper()}{second[1][1:]}")
         first_text, second_text = str(bank.integer()), bank.entity()
         messages += [calls(call, second[2]), tool_result(first_text), tool_result(second_text)]
-        return Example("tools", [*messages, assistant(f"The results are {first_text} and {second_text}.")], tools)
+        return Example(
+            "tools", [*messages, assistant(f"The results are {first_text} and {second_text}.")], tools
+        )
     messages.append(calls(call))
     if rounds and rng.random() < 0.7:
         text, sentence = result_of(bank, lang)

@@ -72,7 +72,9 @@ def optimizers(model: Any, settings: Settings) -> list[Any]:
     embedding = [model.model.embed_tokens.weight]
     groups = [{"params": embedding, "weight_decay": 0.0}, {"params": vectors, "weight_decay": 0.0}]
     if settings.muon:
-        found = [torch.optim.Muon(matrices, lr=settings.matrix_rate, weight_decay=settings.decay, momentum=0.95)]
+        found = [
+            torch.optim.Muon(matrices, lr=settings.matrix_rate, weight_decay=settings.decay, momentum=0.95)
+        ]
     else:
         found = []
         groups.append({"params": matrices, "weight_decay": settings.decay})
@@ -121,7 +123,10 @@ def train(model: Any, tokenizer: Any, pairs: list[Pair], settings: Settings) -> 
         minutes = (time.monotonic() - started) / 60
         progress = max(step / settings.steps, minutes / settings.minutes if settings.minutes else 0.0)
         if step % 50 == 0:
-            print(f"{step} {minutes:.1f} min, {tokens / minutes / 60:.0f} tok/s, loss {sum(losses[-50:]) / 50:.4f}", flush=True)
+            print(
+                f"{step} {minutes:.1f} min, {tokens / minutes / 60:.0f} tok/s, loss {sum(losses[-50:]) / 50:.4f}",
+                flush=True,
+            )
     return {"steps": step, "examples": seen, "tokens": tokens, "seconds": round(time.monotonic() - started)}
 
 
@@ -148,13 +153,20 @@ def main() -> None:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=Settings.minutes, help="end earlier than the fixed steps")
+    parser.add_argument(
+        "--minutes", type=float, default=Settings.minutes, help="end earlier than the fixed steps"
+    )
     parser.add_argument("--seed", type=int, default=Settings.seed)
     parser.add_argument("--steps", type=int, default=Settings.steps)
     parser.add_argument("--rate", type=float, default=Settings.rate)
     parser.add_argument("--matrix-rate", type=float, default=Settings.matrix_rate)
     parser.add_argument("--layers", type=int, default=Settings.layers)
-    parser.add_argument("--muon", action=argparse.BooleanOptionalAction, default=Settings.muon, help="Muon for the weight matrices")
+    parser.add_argument(
+        "--muon",
+        action=argparse.BooleanOptionalAction,
+        default=Settings.muon,
+        help="Muon for the weight matrices",
+    )
     given = vars(parser.parse_args())
     run(given.pop("out"), Settings(**given))
 

@@ -153,5 +153,5 @@ def _parts(path: str) -> tuple[str, ...]:
 
 
 def _unescape(text: str) -> str:
-    """Undo mountinfo's octal escapes: a space is written as \\040."""
+    """Undo mountinfo's octal escapes: a backslash and 040 stand for a space."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)

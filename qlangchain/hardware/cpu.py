@@ -7,6 +7,7 @@ the container's CPU quota.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import platform
@@ -41,7 +42,7 @@ def _physical(root: Path) -> tuple[int, str]:
     usable, mask = _usable(root)
     if not usable:
         return _asked(root)
-    where = f"{len(usable)} CPUs in the {mask}"
+    where = f"{len(usable)} CPU{'s' if len(usable) > 1 else ''} in the {mask}"
     topology = root / "sys/devices/system/cpu"
     siblings = {number: _siblings(topology / f"cpu{number}" / "topology", number) for number in usable}
     if any(siblings.values()):
@@ -57,10 +58,8 @@ def _physical(root: Path) -> tuple[int, str]:
 def _usable(root: Path) -> tuple[set[int], str]:
     """Return the numbers of the CPUs that this process may run on, and what says so."""
     if is_live(root) and hasattr(os, "sched_getaffinity"):
-        try:
+        with contextlib.suppress(OSError):  # blocked by a sandbox: the files below say nearly the same
             return set(os.sched_getaffinity(0)), "affinity mask"
-        except OSError:
-            pass  # blocked by a sandbox: the files below say nearly the same
     online = cpu_list(read_text(root / "sys/devices/system/cpu/online"))
     allowed = cpu_list(read_fields(root / "proc/self/status", ":").get("Cpus_allowed_list", ""))
     if allowed and online:  # the mask may name CPUs that the machine does not have
@@ -96,12 +95,10 @@ def _asked(root: Path) -> tuple[int, str]:
     """Ask psutil and Python, where there are no files to read (macOS, Windows)."""
     if not is_live(root):
         return 1, "not known: no affinity mask, no CPU list, no /proc/cpuinfo; set QLANGCHAIN_CORES"
-    try:
+    with contextlib.suppress(Exception):  # not installed, or it does not know the platform
         count = importlib.import_module("psutil").cpu_count(logical=False)
         if count:
             return max(1, int(count)), "psutil, physical cores"
-    except Exception:  # not installed, or it does not know the platform
-        pass
     return max(1, os.cpu_count() or 1), "os.cpu_count; which of them share a core is not known"
 
 

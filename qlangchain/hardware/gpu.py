@@ -33,7 +33,7 @@ def imagined(size: int) -> tuple[Gpu, ...]:
 
 def _apple(memory_total: int, memory_available: int) -> tuple[list[Gpu], str]:
     """Estimate the GPU of an Apple chip. It shares the machine's memory, which counts once, not twice."""
-    if sys.platform != "darwin" or platform.machine() != "arm64":
+    if (sys.platform, platform.machine()) != ("darwin", "arm64"):
         return [], ""
     total = int(memory_total * _APPLE_SHARE)
     card = Gpu(

@@ -72,10 +72,8 @@ def _slices(nvml: Any, handle: Any, ordinal: int) -> list[Card]:
     parent = _uuid(nvml, handle) or f"GPU {ordinal}"
     found = []
     for place in range(min(int(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)), _MOST_SLICES)):
-        try:
+        with contextlib.suppress(Exception):  # a place with no slice in it answers "Not Found"
             found.append(_card(nvml, nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, place), ordinal, parent))
-        except Exception:  # a place with no slice in it answers "Not Found"
-            continue
     return found
 
 

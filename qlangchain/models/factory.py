@@ -10,7 +10,7 @@ from qlangchain.models.llm import QuantizedLLM
 
 
 def get_llm(model: str | PathLike[str] | None = None, **arguments: Any) -> QuantizedLLM:
-    """Return a LangChain text model, as in `prompt | get_llm("demo", hardware="hybrid")`.
+    """Make a LangChain text model that composes with prompts on both sides.
 
     Args:
         model: "demo", the path of a GGUF file, or the path of a model directory. None takes the embedded demo
@@ -21,6 +21,10 @@ def get_llm(model: str | PathLike[str] | None = None, **arguments: Any) -> Quant
             max_retries, preload, raw, and whatever LangChain's BaseLLM takes.
 
     Nothing is loaded before the first call, unless `preload=True`.
+
+    Example:
+        >>> chain = PromptTemplate.from_template("What is {word}?") | get_llm("demo")  # doctest: +SKIP
+
     """
     return QuantizedLLM(model=model, **arguments)
 

@@ -160,14 +160,14 @@ def write_gguf(plan: GgufPlan, file: BinaryIO, progress: Callable[[int, int], No
         progress(done, plan.nbytes)
 
 
-def _encode(values: npt.NDArray[np.float32], layout: kv.TensorLayout, source: str) -> npt.NDArray[np.uint8]:
+def _encode(values: npt.NDArray[np.float32], layout: kv.TensorLayout, source: str) -> bytes:
     with np.errstate(over="ignore"):  # an overflow of F16 is looked for below
         encoded = quants.quantize(values, GGMLQuantizationType[layout.type])
     if layout.type == "F16" and not np.isfinite(encoded).all():
         raise ProductionError(
             f"{source} holds values beyond ±65,504, which F16 cannot hold.", hint="Choose BF16, F32 or Q8_0."
         )
-    return np.ascontiguousarray(encoded).view(np.uint8)
+    return encoded.tobytes()
 
 
 def verify_gguf(path: Path, plan: GgufPlan) -> None:

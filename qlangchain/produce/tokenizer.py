@@ -66,13 +66,17 @@ def read_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
     added = _added_tokens(data)
     merges = _merges(model)
     tokens, types = _vocabulary(model["vocab"], added, vocab_size)
+    notices = _notices(added)
     if model.get("byte_fallback"):
         spm = read_spm(data, merges, {token for token in model["vocab"] if token not in added})
         metadata = _spm_metadata(tokens, types, spm, model)
     else:
+        pre = recognise(data)
+        if differs := _pretokenizers()[pre].get("differs"):
+            notices.append(f"llama.cpp's pre-tokenizer {pre} cuts some words differently: {differs}.")
         metadata = {
             "tokenizer.ggml.model": kv.string("gpt2"),
-            "tokenizer.ggml.pre": kv.string(recognise(data)),
+            "tokenizer.ggml.pre": kv.string(pre),
             "tokenizer.ggml.tokens": kv.strings(tokens),
             "tokenizer.ggml.token_type": kv.int32s(types),
             "tokenizer.ggml.merges": kv.strings([f"{left} {right}" for left, right in merges]),
@@ -80,7 +84,7 @@ def read_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
     ids = {token: number for number, token in enumerate(tokens)}
     metadata |= _special_tokens(directory, data, config, ids)
     metadata |= _chat_templates(directory, config)
-    return Tokenizer(metadata, len(tokens), tuple(_notices(added)))
+    return Tokenizer(metadata, len(tokens), tuple(notices))
 
 
 def recognise(data: Mapping[str, Any]) -> str:

@@ -53,32 +53,36 @@ class Client:
 
         """
         reader = _Reader(self.endpoint, self._timeout)
-        with (
-            reader.mapped_errors(),
-            self._sync() as http,
-            httpx_sse.connect_sse(http, "POST", path, json=body) as source,
-        ):
-            if source.response.is_error:
-                raise _refused(source.response.status_code, source.response.read())
-            for event in source.iter_sse():
-                yield from reader.read(event.data)
-                if reader.done:
-                    return
-            reader.ended()
+        with reader.mapped_errors(), self._sync() as http:
+            if self.endpoint.greeting:
+                with reader.greeting():
+                    http.get(self.endpoint.greeting)
+            with httpx_sse.connect_sse(http, "POST", path, json=body) as source:
+                if source.response.is_error:
+                    raise _refused(source.response.status_code, source.response.read())
+                for event in source.iter_sse():
+                    yield from reader.read(event.data)
+                    if reader.done:
+                        return
+                reader.ended()
 
     async def astream(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[Delta]:
         """Do what `stream` does, in an event loop of any kind that httpx supports."""
         reader = _Reader(self.endpoint, self._timeout)
         with reader.mapped_errors():
-            async with self._async() as http, httpx_sse.aconnect_sse(http, "POST", path, json=body) as source:
-                if source.response.is_error:
-                    raise _refused(source.response.status_code, await source.response.aread())
-                async for event in source.aiter_sse():
-                    for delta in reader.read(event.data):
-                        yield delta
-                    if reader.done:
-                        return
-                reader.ended()
+            async with self._async() as http:
+                if self.endpoint.greeting:
+                    with reader.greeting():
+                        await http.get(self.endpoint.greeting)
+                async with httpx_sse.aconnect_sse(http, "POST", path, json=body) as source:
+                    if source.response.is_error:
+                        raise _refused(source.response.status_code, await source.response.aread())
+                    async for event in source.aiter_sse():
+                        for delta in reader.read(event.data):
+                            yield delta
+                        if reader.done:
+                            return
+                    reader.ended()
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
         """Send a small request that is not streamed and return its JSON."""
@@ -154,6 +158,14 @@ class _Reader:
             raise EngineDiedError(
                 f"The answer from {self._endpoint.base_url} ended in the middle.", partial=self._transcript.partial
             )
+
+    @contextlib.contextmanager
+    def greeting(self) -> Iterator[None]:
+        """Take any failure to answer a greeting for what it is: the request has not begun."""
+        try:
+            yield
+        except httpx.HTTPError as error:
+            raise NotConnectedError(f"Nothing answers at {self._endpoint.base_url}: {error!r}.") from error
 
     @contextlib.contextmanager
     def mapped_errors(self) -> Iterator[None]:

@@ -22,18 +22,10 @@ CAPABILITIES = Capabilities(
     tools=True,
     json_schema=True,
     sampling=frozenset(
-        [
-            "temperature",
-            "top_p",
-            "top_k",
-            "min_p",
-            "max_tokens",
-            "stop",
-            "seed",
-            "presence_penalty",
-            "frequency_penalty",
-            "repeat_penalty",
-        ]
+        (
+            *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "max_tokens"),
+            *("presence_penalty", "frequency_penalty", "repeat_penalty"),
+        )
     ),
 )
 _INSTALL = "pip install xllamacpp, or put a llama-server binary on PATH (or name it in QLANGCHAIN_LLAMA_SERVER)."
@@ -55,7 +47,7 @@ class LlamaCpp:
         found, binary = find_engine()
         self._version = engine_version()
         self.supervisor = Supervisor(
-            artifact.path.name,
+            f"{artifact.model_name} ({artifact.path.name[:24]})",
             {
                 "engine": found,
                 "binary": str(binary) if binary else None,
@@ -95,6 +87,7 @@ class LlamaCpp:
             runtime="llamacpp",
             runtime_version=self._version,
             capabilities=CAPABILITIES,
+            greeting="/health",
         )
 
     def _prove(self, running: Running) -> None:

@@ -131,9 +131,7 @@ class Supervisor:
         assert process.stdin and process.stdout and process.stderr
         threading.Thread(target=self._keep_log, args=(process.stderr,), daemon=True).start()
         announcement: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        threading.Thread(
-            target=lambda out: announcement.put(out.readline()), args=(process.stdout,), daemon=True
-        ).start()
+        threading.Thread(target=_read_first, args=(process.stdout, announcement), daemon=True).start()
         request = {**self._config, "api_key": key, "parent_pid": os.getpid()}
         with contextlib.suppress(BrokenPipeError):  # a child that died at once is reported below
             process.stdin.write(json.dumps(request).encode() + b"\n")
@@ -158,8 +156,9 @@ class Supervisor:
         return Running(port=said["port"], api_key=key, host_pid=process.pid, engine_pid=said["engine_pid"])
 
     def _keep_log(self, stream: Any) -> None:
-        for line in stream:
-            self._log.append(line.decode(errors="replace").rstrip())
+        with stream:
+            for line in stream:
+                self._log.append(line.decode(errors="replace").rstrip())
 
     def _reason(self, code: int | None) -> str:
         # The first complaint is the cause; what follows are its consequences.
@@ -167,6 +166,14 @@ class Supervisor:
             if _REASON.search(line) and not line.startswith(("Traceback", "  ")):
                 return line.strip()
         return f"it ended with exit code {code} and wrote no reason."
+
+
+def _read_first(stream: Any, first: queue.SimpleQueue[bytes]) -> None:
+    """Hand on the first line of a pipe (empty at its end), then drain it until the process is gone."""
+    with stream:
+        first.put(stream.readline())
+        while stream.read(4096):
+            pass
 
 
 class _Spawner:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 import qlangchain
-from qlangchain.hardware import cpu
+from qlangchain.hardware import cgroup, cpu
 
 V2_MOUNT = "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
 
@@ -134,7 +135,7 @@ def test_the_real_affinity_mask() -> None:
     )
     count, _, source = run.stdout.strip().partition("|")
     assert count == "1"
-    assert source.startswith("1 CPUs in the affinity mask") or "cgroup" in source
+    assert source.startswith("1 CPU in the affinity mask") or "cgroup" in source
 
 
 def test_a_blocked_affinity_call_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +148,7 @@ def test_a_blocked_affinity_call_is_survived(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_psutil_serves_where_there_are_no_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "_usable", lambda root: (set(), ""))
-    monkeypatch.setattr(cpu.cgroup, "cpu_quotas", lambda root: [])
+    monkeypatch.setattr(cgroup, "cpu_quotas", lambda root: [])
     monkeypatch.setitem(sys.modules, "psutil", SimpleNamespace(cpu_count=lambda logical: 6))
     assert cpu.cores(Path("/")) == (6, "psutil, physical cores")
     monkeypatch.setitem(sys.modules, "psutil", SimpleNamespace(cpu_count=lambda logical: None))
@@ -178,5 +179,5 @@ def test_a_long_name_is_cut(tmp_path: Path) -> None:
 def test_arm64_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """macOS has no /proc/cpuinfo, and arm64 Linux has no name in it."""
     monkeypatch.setattr(cpu, "read_text", lambda path, limit=0: "")
-    monkeypatch.setattr(cpu.platform, "machine", lambda: "arm64")
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
     assert cpu.describe(Path("/")) == ("arm64 (neon)", "platform.machine")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import subprocess
@@ -52,9 +53,9 @@ def test_sizes(text: str, expected: int) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", " ", "GiB", "lots", "-1", "-16GiB", "+16GiB", "16XB", "16kbb", "16iB", "1e9", "0x10", "16,5GiB", "16..5G",
-        "16 G iB", "1_000", "nan", "inf", "0.5", "16GiB16GiB", "1EiB", "1024PiB", "9" * 20, "9" * 5000, "١٦GiB", "16GiB\x00",
-        None, 16, b"16GiB",
+        "", " ", "GiB", "lots", "-1", "-16GiB", "+16GiB", "16XB", "16kbb", "16iB", "1e9", "0x10", "16,5GiB",
+        "16..5G", "16 G iB", "1_000", "nan", "inf", "0.5", "16GiB16GiB", "1EiB", "1024PiB", "9" * 20, "9" * 5000,
+        "١٦GiB", "16GiB\x00", None, 16, b"16GiB",
     ],
 )  # fmt: skip
 def test_senseless_sizes(text: str) -> None:
@@ -64,19 +65,17 @@ def test_senseless_sizes(text: str) -> None:
     assert len(str(caught.value)) < 200
 
 
-@given(st.integers(0, (1 << 20) - 1), st.sampled_from(["", "B", "K", "KiB", "MiB", "GiB", "TiB", "kB", "MB", "GB", "TB"]))
+@given(
+    st.integers(0, (1 << 20) - 1), st.sampled_from(["", "B", "K", "KiB", "MiB", "GiB", "TiB", "kB", "MB", "GB", "TB"])
+)
 def test_a_size_is_its_number_times_its_unit(number: int, unit: str) -> None:
-    assume_below = number * {"T": 1 << 40}.get(unit[:1], 1) < 1 << 60
-    if assume_below:
-        assert parse_size(f"{number}{unit}") == number * parse_size(f"1{unit}")
+    assert parse_size(f"{number}{unit}") == number * parse_size(f"1{unit}")
 
 
 @given(st.text())
 def test_any_text_is_a_size_or_an_invalid_input(text: str) -> None:
-    try:
+    with contextlib.suppress(InvalidInputError):
         assert 0 <= parse_size(text) < 1 << 60
-    except InvalidInputError:
-        pass
 
 
 def test_overrides_replace_the_machine(tmp_path: Path) -> None:
@@ -153,11 +152,13 @@ PATHS = [
 ]
 # Words that the readers look for, so that garbage gets past their first line.
 WORDS = [
-    "MemTotal:", "MemAvailable:", "kB", "inactive_file", "max", "-1", "0", "1", "4096", "1073741824", "9" * 19, "9" * 40,
-    "processor\t:", "core id\t:", "physical id\t:", "model name\t:", "flags\t:", "avx2", "Cpus_allowed_list:\t", "0-3",
-    "0-99999", "3-1", ",", "0::/a", "0::/../b", "4:memory,cpu:/a", "4:memory:/" + "x" * 300, "4:memory:/\x00",
+    "MemTotal:", "MemAvailable:", "kB", "inactive_file", "max", "-1", "0", "1", "4096", "1073741824", "9" * 19,
+    "9" * 40, "processor\t:", "core id\t:", "physical id\t:", "model name\t:", "flags\t:", "avx2",
+    "Cpus_allowed_list:\t", "0-3", "0-99999", "3-1", ",", "0::/a", "0::/../b", "4:memory,cpu:/a",
+    "4:memory:/" + "x" * 300, "4:memory:/\x00",
     "30 23 0:26 / /cg rw - cgroup2 cgroup2 rw", "31 23 0:27 / /cg rw - cgroup cgroup rw,memory,cpu",
-    "31 23 0:27 /.. /cg\\000x rw - cgroup cgroup rw,memory", " - cgroup2", "\\777", "\n", "\n\n", " ", "\t", ":", "/", "é", "\u2028",
+    "31 23 0:27 /.. /cg\\000x rw - cgroup cgroup rw,memory", " - cgroup2", "\\777", "\n",
+    "\n\n", " ", "\t", ":", "/", "é", "\u2028",
 ]  # fmt: skip
 CONTENT = st.one_of(
     st.binary(max_size=60),
@@ -167,7 +168,7 @@ CONTENT = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(st.dictionaries(st.sampled_from(PATHS), CONTENT | st.none(), min_size=1))
 def test_garbage_never_raises(contents: dict[str, bytes | None]) -> None:
     """Any bytes in any of the files (or a directory in a file's place) give figures that can be planned with."""
@@ -181,8 +182,8 @@ def test_garbage_never_raises(contents: dict[str, bytes | None]) -> None:
             else:
                 target.write_bytes(content)
         found = hardware.detect(root=root, environ={})
-    assert 1 <= found.memory_available <= found.memory_total < 1 << 60
-    assert 1 <= found.cores <= files.MAX_CPUS
+    assert 1 <= found.memory_available <= found.memory_total
+    assert found.cores in range(1, files.MAX_CPUS + 1)
     assert all(1 <= card.total_bytes and 0 <= card.free_bytes <= card.total_bytes for card in found.gpus)
     assert found.cpu.isprintable()
     assert set(found.sources) == FIELDS
@@ -232,9 +233,11 @@ def _seconds() -> float:
 def test_nothing_heavy_is_imported() -> None:
     program = (
         "import sys; sys.path.insert(0, sys.argv[1]); import qlangchain.hardware\n"
-        "print([name for name in ('psutil', 'pynvml', 'ctypes', 'torch', 'numpy', 'langchain_core') if name in sys.modules])"
+        "heavy = ('psutil', 'pynvml', 'ctypes', 'torch', 'numpy', 'langchain_core')\n"
+        "print([name for name in heavy if name in sys.modules])"
     )
     home = str(Path(hardware.__file__).parents[2])
     # -S keeps site hooks (coverage, editable installs) from importing things on their own account.
-    run = subprocess.run([sys.executable, "-S", "-c", program, home], capture_output=True, text=True, timeout=60)
-    assert run.stdout.strip() == "[]", run.stderr
+    command = [sys.executable, "-S", "-c", program, home]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert run.stdout.strip() == "[]"

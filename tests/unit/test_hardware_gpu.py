@@ -82,12 +82,15 @@ def nvml(devices: list[Device], **failures: Exception) -> ModuleType:
     return module
 
 
-TWO = [Device("RTX A", "GPU-aaaa1111-0000", 24 * GIB, 20 * GIB), Device("RTX B", "GPU-bbbb2222-0000", 48 * GIB, 1 * GIB)]
+TWO = [
+    Device("RTX A", "GPU-aaaa1111-0000", 24 * GIB, 20 * GIB),
+    Device("RTX B", "GPU-bbbb2222-0000", 48 * GIB, 1 * GIB),
+]
 
 
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[object], None]:
-    return lambda module: monkeypatch.setitem(sys.modules, "pynvml", module)  # type: ignore[arg-type]
+    return lambda module: monkeypatch.setitem(sys.modules, "pynvml", module)
 
 
 def test_the_stand_in_has_only_names_of_the_real_library() -> None:
@@ -193,7 +196,7 @@ def test_a_lost_gpu_does_not_hide_the_others(install: Callable[[object], None]) 
 
 
 def test_name_and_uuid_may_fail(install: Callable[[object], None]) -> None:
-    broken = {"nvmlDeviceGetName": NVMLError("x"), "nvmlDeviceGetUUID": NVMLError("x")}
+    broken: dict[str, Exception] = {"nvmlDeviceGetName": NVMLError("x"), "nvmlDeviceGetUUID": NVMLError("x")}
     install(nvml([Device("RTX A", "GPU-a", broken=broken)]))
     assert nvidia.detect({})[0] == [Gpu("NVIDIA GPU", 24 * GIB, 20 * GIB)]
 
