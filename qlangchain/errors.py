@@ -17,6 +17,7 @@ QlangchainError
 └── EngineError                  a server process, ours or a remote one
     ├── EngineStartError         it did not load the model; carries the end of its log
     ├── EngineDiedError          it ended, or its connection broke, during a call (retryable)
+    │   └── NotConnectedError    nothing listens there, so the request never began (retryable)
     ├── EngineTimeoutError       it did not answer in time (retryable)
     ├── EngineBusyError          it refuses more work for now (retryable)
     ├── EngineFailedError        it answered with an internal error (retryable)
@@ -137,6 +138,10 @@ class EngineDiedError(EngineError):
         super().__init__(message, hint=hint)
         self.partial = partial
         self.log = log
+
+
+class NotConnectedError(EngineDiedError):
+    """No connection could be made, so the request never began and may be sent again without any doubt."""
 
 
 class EngineTimeoutError(EngineError):

@@ -6,6 +6,7 @@ Each step is a plain function, so that the command line and other programs can s
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,7 @@ def plan(
 
     """
     wanted = requirements(
-        hardware=hardware if isinstance(hardware, str) else "auto",
+        hardware="auto" if isinstance(hardware, Hardware) else hardware,
         use_case=use_case,
         precision_required=precision_required,
         context_length=context_length,
@@ -92,7 +93,7 @@ def plan(
         allow_produce=allow_produce,
     )
     source = sources.locate(sources.DEMO if model is None else model, offline=is_offline(offline))
-    return choose(source, wanted, None if isinstance(hardware, str) else hardware)
+    return choose(source, wanted, hardware if isinstance(hardware, Hardware) else None)
 
 
 def requirements(
@@ -112,8 +113,8 @@ def requirements(
         use_case=_word("use_case", use_case, UseCase),
         hardware=_word("hardware", hardware, Target),
         precision_required=bool(precision_required),
-        context_length=context_length,
-        concurrency=concurrency,
+        context_length=_whole("context_length", context_length),
+        concurrency=_whole("concurrency", concurrency),
         method=None if method is None else _word("method", method, Method),
         format=None if format is None else str(format).strip().upper(),
         runtime=runtime,
@@ -218,6 +219,13 @@ def _key(weights: Path, format: str) -> str:
             stat = path.stat()
             sum.update(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}".encode())
     return sum.hexdigest()
+
+
+def _whole(name: str, value: Any) -> int | None:
+    try:
+        return None if value is None else operator.index(value)
+    except TypeError:
+        raise InvalidInputError(f"{name}={value!r} is no whole number.", hint="Pass an int, or None.") from None
 
 
 Word = TypeVar("Word", UseCase, Target, Method)

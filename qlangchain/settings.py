@@ -16,6 +16,7 @@ from qlangchain.errors import InvalidInputError
 
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"", "0", "false", "no", "off"}
+_LONGEST = 1e6  # seconds, 11 days: sockets and locks cannot wait for ever by a number ("inf")
 
 
 def _setting(variable: str, default: Any, help: str) -> Any:
@@ -92,8 +93,9 @@ def _parse(variable: str, raw: str, kind: str) -> Any:
         if kind.startswith("int"):
             return int(raw)
         if kind.startswith("float"):
-            return float(raw)
-        return Path(raw) if kind.startswith("Path") else raw
-    except ValueError:
-        expected = {"bool": "1 or 0", "int": "a whole number", "float": "a number"}[kind.partition(" ")[0]]
+            return min(float(raw), _LONGEST)
+        return Path(raw).expanduser() if kind.startswith("Path") else raw
+    except (ValueError, RuntimeError):  # RuntimeError: "~" of a user that is not there
+        words = {"bool": "1 or 0", "int": "a whole number", "float": "a number", "Path": "a path"}
+        expected = words[kind.partition(" ")[0]]
         raise InvalidInputError(f"{variable} is {raw!r}.", hint=f"It must be {expected}.") from None

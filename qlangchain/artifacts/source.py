@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class Source:
         return sum(f.stat().st_size for f in self.weights.glob("*.safetensors")) if self.weights else 0
 
 
-def locate(model: str | Path, *, offline: bool = False) -> Source:
+def locate(model: str | os.PathLike[str], *, offline: bool = False) -> Source:
     """Find a model: "demo", the path of a GGUF file, or the path of a directory.
 
     Raises:
@@ -62,19 +63,24 @@ def locate(model: str | Path, *, offline: bool = False) -> Source:
         NoWeightsError, UnsafeWeightsError, UnsupportedModelError, CorruptFileError: it is, and cannot be used.
 
     """
-    if not isinstance(model, str | Path) or not str(model).strip():
+    if not isinstance(model, str | os.PathLike) or not (text := os.fsdecode(model)).strip():
         raise InvalidInputError(f"model={model!r} names no model.", hint="Pass a path, a hub id, or 'demo'.")
     if model == DEMO:
         return _directory(DEMO_DIRECTORY, name="qlangchain-demo")
-    path = Path(model).expanduser()
     try:
-        if path.is_dir():
+        path = Path(text).expanduser()
+        is_directory, is_file = path.is_dir(), path.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # too long for the system, "~" of nobody, a NUL
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ModelNotFoundError(f"{text[:200]!r} cannot be a path: {why}.", hint="Check the path.") from error
+    try:
+        if is_directory:
             return _directory(path, name=path.resolve().name)
-        if path.is_file():
+        if is_file:
             return _file(path)
-    except (OSError, ValueError) as error:  # a name too long for the system, or with a NUL in it
-        raise ModelNotFoundError(f"{str(model)[:200]!r} cannot be a path: {error}.") from error
-    raise _not_found(str(model), offline)
+    except OSError as error:
+        raise ModelNotFoundError(f"{path} cannot be read: {error.strerror}.", hint="Check its permissions.") from error
+    raise _not_found(text, offline)
 
 
 def _not_found(model: str, offline: bool) -> Exception:
@@ -124,9 +130,12 @@ def _directory(path: Path, *, name: str) -> Source:
 
 
 def _is_companion(path: Path) -> bool:
-    # A vision projector or an importance matrix lies beside the model and is GGUF as well.
+    # A vision projector or an importance matrix lies beside the model and is GGUF as well, and of a model in
+    # several files only the first one is passed to the engine.
     kind = read_gguf_header(path)
-    return kind.metadata.get("general.type", "model") != "model" or kind.architecture in ("clip", "")
+    if kind.metadata.get("general.type", "model") != "model" or kind.architecture in ("clip", ""):
+        return True
+    return bool(kind.metadata.get("split.no", 0))
 
 
 def _gguf(path: Path) -> tuple[GgufFile, GgufHeader]:
@@ -153,24 +162,24 @@ def _file_types() -> dict[str, str]:
 
 
 def _gguf_facts(header: GgufHeader) -> ModelFacts:
-    layers = int(header.get("block_count"))
-    heads = int(_largest(header.get("attention.head_count"), 1)) or 1
-    kv_heads = int(_largest(header.get("attention.head_count_kv"), heads))
-    width = int(header.get("embedding_length")) // heads
+    layers = _largest(header.get("block_count"), 1)
+    heads = _largest(header.get("attention.head_count"), 1) or 1
+    kv_heads = _largest(header.get("attention.head_count_kv"), heads)
+    width = _largest(header.get("embedding_length"), 1) // heads
     return ModelFacts(
         name=str(header.metadata.get("general.name") or header.path.stem),
-        max_context=int(header.get("context_length", 4096)),
+        max_context=_largest(header.get("context_length"), 4096),
         kv_bytes_per_token=kv_bytes_per_token(
             layers,
             kv_heads,
-            int(header.get("attention.key_length", width)),
-            int(header.get("attention.value_length", width)),
+            _largest(header.get("attention.key_length"), width),
+            _largest(header.get("attention.value_length"), width),
         ),
     )
 
 
 def _largest(value: Any, default: int) -> int:
-    # Some models have a number of heads for each layer.
+    # Some models have a number of heads for each layer; what else is an array is not worth another error.
     if isinstance(value, GgufArray):
         return max((int(item) for item in value), default=default)
     return default if value is None else int(value)
@@ -188,7 +197,7 @@ def _config_facts(path: Path, name: str) -> ModelFacts:
                 int(config["num_hidden_layers"]), int(config.get("num_key_value_heads") or heads), width, width
             ),
         )
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise UnsupportedModelError(
             f"{path / 'config.json'} does not describe a model that is known: {error!r}.",
             hint="Expected the config.json of a text model, with its layers, heads and max_position_embeddings.",
@@ -207,7 +216,7 @@ def read_config(path: Path) -> dict[str, Any]:
         if file.stat().st_size > _MAX_CONFIG:
             raise ValueError("too large")
         config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CorruptFileError(f"{file} is not readable JSON: {error}.", hint="Fetch the file again.") from error
     if not isinstance(config, dict):
         raise CorruptFileError(f"{file} is not a JSON object.", hint="Fetch the file again.")

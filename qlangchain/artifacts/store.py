@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +29,7 @@ from qlangchain.errors import ArtifactError, CorruptFileError, DiskFullError
 logger = logging.getLogger(__name__)
 
 _CHUNK: Final = 4 * 1024 * 1024
+_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _LOCK_SECONDS: Final = 3600.0  # making an artifact takes minutes; who waits longer waits for a stopped process
 
 
@@ -48,33 +50,37 @@ class Store:
         path = path.resolve()
         try:
             stamp = _stamp(path)
+            note = self._note(path)
+            known = _read_json(note)
+            if known.get("stamp") == stamp and isinstance(known.get("sha256"), str):
+                return str(known["sha256"])
+            digest = sha256(path)
         except OSError as error:
-            raise CorruptFileError(f"{path} cannot be read: {error.strerror}.") from error
-        note = self.root / "digests" / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"
-        known = _read_json(note)
-        if known.get("stamp") == stamp and isinstance(known.get("sha256"), str):
-            return str(known["sha256"])
-        digest = sha256(path)
+            raise CorruptFileError(f"{path} cannot be read: {error.strerror}.", hint="Check the file.") from error
         with contextlib.suppress(OSError):  # a store that cannot be written costs time, not correctness
             _write_json(note, {"path": str(path), "stamp": stamp, "sha256": digest})
         return digest
 
+    def _note(self, path: Path) -> Path:
+        return self.root / "digests" / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"
+
     def find(self, key: str) -> tuple[Path, str] | None:
-        """Return (path, digest) of what was made under `key`, or None. Bytes that changed are set aside."""
-        made = _read_json(self.root / "made" / f"{key}.json")
+        """Return (path, digest) of what was made under `key`, or None where it is missing or its bytes changed."""
+        manifest = self._manifest(key)
+        made = _read_json(manifest)
         digest = made.get("sha256")
         if not isinstance(digest, str):
             return None
         blob = self._blob(digest)
         try:
             stamp = _stamp(blob)
+            if stamp != made.get("stamp"):
+                if sha256(blob) != digest:
+                    return None
+                # Copied or touched, and whole: the next call need not read it all again.
+                with contextlib.suppress(OSError):
+                    _write_json(manifest, {**made, "stamp": stamp})
         except OSError:
-            return None
-        if stamp != made.get("stamp") and sha256(blob) != digest:
-            logger.warning("%s does not hold what was published; it is set aside and made anew", blob.name)
-            quarantine = self.root / "quarantine"
-            quarantine.mkdir(parents=True, exist_ok=True)
-            os.replace(blob, quarantine / f"{blob.name}.{os.getpid()}")
             return None
         return blob, digest
 
@@ -89,10 +95,14 @@ class Store:
             ArtifactError: another process has held the lock for an hour.
 
         """
+        found = self.find(key)  # without the lock: a store that cannot be written gives what it has
+        if found:
+            return found
         with self._lock(key):
             found = self.find(key)
             if found:
                 return found
+            self._set_aside(key)
             partial = self.root / "partial" / key
             shutil.rmtree(partial, ignore_errors=True)
             try:
@@ -101,13 +111,32 @@ class Store:
                 write(target)
                 return self._publish(key, target, about)
             except OSError as error:
-                if error.errno == errno.ENOSPC:
-                    raise DiskFullError(
-                        f"The disk of {self.root} is full.", hint="Free some room, or set QLANGCHAIN_HOME elsewhere."
-                    ) from error
-                raise
+                raise self._unwritable(error) from error
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
+
+    def _set_aside(self, key: str) -> None:
+        """Move what is no longer what was published out of the way. The caller holds the lock."""
+        digest = _read_json(self._manifest(key)).get("sha256")
+        blob = self._blob(str(digest))
+        if not blob.exists():
+            return
+        logger.warning("%s does not hold what was published; it is set aside and made anew", blob.name)
+        quarantine = self.root / "quarantine"
+        try:
+            quarantine.mkdir(parents=True, exist_ok=True)
+            os.replace(blob, quarantine / f"{blob.name}.{os.getpid()}")
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> ArtifactError:
+        if error.errno in _FULL:
+            return DiskFullError(
+                f"The disk of {self.root} is full.", hint="Free some room, or set QLANGCHAIN_HOME elsewhere."
+            )
+        return ArtifactError(
+            f"The store at {self.root} cannot be written: {error}.", hint="Set QLANGCHAIN_HOME elsewhere."
+        )
 
     def _publish(self, key: str, target: Path, about: Mapping[str, Any]) -> tuple[Path, str]:
         digest = sha256(target)
@@ -119,8 +148,11 @@ class Store:
         os.replace(target, blob)
         _sync_directory(blob.parent)
         stamp = _stamp(blob)
-        _write_json(self.root / "made" / f"{key}.json", {**about, "sha256": digest, "stamp": stamp})
+        _write_json(self._manifest(key), {**about, "sha256": digest, "stamp": stamp})
         return blob, digest
+
+    def _manifest(self, key: str) -> Path:
+        return self.root / "made" / f"{key}.json"
 
     def _blob(self, digest: str) -> Path:
         return self.root / "blobs" / f"{digest}.gguf"
@@ -128,14 +160,9 @@ class Store:
     @contextlib.contextmanager
     def _lock(self, key: str) -> Iterator[None]:
         path = self.root / "locks" / f"{key}.lock"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ArtifactError(
-                f"The store at {self.root} cannot be written: {error.strerror}.", hint="Set QLANGCHAIN_HOME elsewhere."
-            ) from error
         lock, holder = FileLock(path), path.with_suffix(".holder")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=_LOCK_SECONDS)
         except Timeout:
             pid = _read_json(holder).get("pid", "unknown")
@@ -143,8 +170,11 @@ class Store:
                 f"Process {pid} has been making the same artifact for an hour.",
                 hint="If it hangs, end it and call again.",
             ) from None
+        except OSError as error:
+            raise self._unwritable(error) from error
         try:
-            _write_json(holder, {"pid": os.getpid()})
+            with contextlib.suppress(OSError):  # it only names who is at work
+                _write_json(holder, {"pid": os.getpid()})
             yield
         finally:
             holder.unlink(missing_ok=True)
@@ -176,12 +206,17 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(content, file, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    # Two threads may write the same note, and none may publish what the other is still writing.
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            json.dump(content, file, ensure_ascii=False)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     _sync_directory(path.parent)
 
 

@@ -32,12 +32,21 @@ def fail(error: Exception, *, as_json: bool) -> None:
             shown |= {"message": error.message, "hint": error.hint, "is_retryable": error.is_retryable}
         print_json({"error": shown})
     else:
-        message = error.message if isinstance(error, QlangchainError) else str(error)
+        message = error.message if isinstance(error, QlangchainError) else _first_line(error)
         errors.print(f"[bold red]Error:[/] {_plain(message)}")
         hint = getattr(error, "hint", "")
         if hint:
             errors.print(f"[yellow]Hint:[/] {_plain(hint)}")
     sys.exit(1)
+
+
+def _first_line(error: Exception) -> str:
+    """Say what pydantic found wrong in one line: the argument and what it must be."""
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):
+        return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'input'}: {e['msg']}" for e in error.errors())
+    return str(error)
 
 
 def _plain(text: str) -> str:

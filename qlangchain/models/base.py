@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import warnings
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -39,7 +40,13 @@ _NO_MODEL: Final = (
 class Quantized(BaseModel):
     """The arguments of every qlangchain model. The object is a cheap value: engines live in the pool."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        protected_namespaces=(),
+        arbitrary_types_allowed=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,  # the input may be the API key
+    )
 
     model: str | None = Field(default=None, description="'demo', the path of a GGUF file or of a model directory.")
     hardware: str = Field(default="auto", description="'auto', 'cpu', 'gpu' or 'hybrid'.")
@@ -72,7 +79,7 @@ class Quantized(BaseModel):
     @field_validator("model", mode="before")
     @classmethod
     def _path_as_text(cls, value: Any) -> Any:
-        return str(value) if hasattr(value, "__fspath__") else value
+        return os.fsdecode(value) if isinstance(value, os.PathLike) else value
 
     @field_validator("stop", mode="before")
     @classmethod

@@ -9,6 +9,7 @@ from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackMana
 from langchain_core.language_models import BaseChatModel, LangSmithParams
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from pydantic import ConfigDict
 
 from qlangchain.models.base import Quantized
 from qlangchain.models.errors import translated
@@ -24,6 +25,12 @@ class ChatQuantized(Quantized, BaseChatModel):
         'GPTQ is ...'
 
     """
+
+    # LangChain's classes accept any argument; a misspelt one must not be lost.
+    model_config = Quantized.model_config
+
+    # LangChain's own configuration would win over the mixin's, and let misspelt arguments pass.
+    model_config = ConfigDict(extra="forbid")
 
     streaming: bool = False
 

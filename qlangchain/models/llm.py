@@ -13,7 +13,7 @@ from langchain_core.language_models import BaseLLM, LangSmithParams, LanguageMod
 from langchain_core.messages import HumanMessage
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from langchain_core.prompt_values import ChatPromptValue, PromptValue
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from qlangchain.models.base import Quantized
 from qlangchain.models.errors import translated
@@ -35,6 +35,12 @@ class QuantizedLLM(Quantized, BaseLLM):
         'GPTQ is ...'
 
     """
+
+    # LangChain's classes accept any argument; a misspelt one must not be lost.
+    model_config = Quantized.model_config
+
+    # LangChain's own configuration would win over the mixin's, and let misspelt arguments pass.
+    model_config = ConfigDict(extra="forbid")
 
     raw: bool = Field(default=False, description="Send the text as it is, without the model's chat template.")
 

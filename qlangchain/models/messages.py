@@ -23,6 +23,9 @@ class MessagesPrompt(str):
 
     messages: tuple[BaseMessage, ...]
 
+    def __getnewargs__(self) -> tuple[Sequence[BaseMessage]]:  # type: ignore[override]
+        return (self.messages,)
+
     def __new__(cls, messages: Sequence[BaseMessage]) -> MessagesPrompt:
         """Make the string from the messages."""
         prompt = super().__new__(cls, json.dumps(to_openai(messages), ensure_ascii=False))
@@ -51,7 +54,10 @@ def to_openai(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
     """
     if not messages:
         raise InvalidInputError("There are no messages.", hint="Pass at least one, such as HumanMessage('Hello').")
-    sent: list[dict[str, Any]] = convert_to_openai_messages(list(messages))
+    try:
+        sent: list[dict[str, Any]] = convert_to_openai_messages(list(messages))
+    except (ValueError, KeyError, TypeError, NotImplementedError) as error:
+        raise InvalidInputError(f"The messages cannot be sent: {error}.", hint="Send messages of text.") from error
     for message in sent:
         blocks = message.get("content")
         if isinstance(blocks, list):

@@ -156,7 +156,7 @@ def _head_dim(raw: Mapping[str, Any], model_class: str, hidden: int, heads: int)
 
 
 def _rope(raw: Mapping[str, Any], context: int) -> Rope:
-    """transformers 5 keeps it in `rope_parameters`, older versions in `rope_theta` and `rope_scaling`."""
+    """Transformers 5 keeps it in `rope_parameters`, older versions in `rope_theta` and `rope_scaling`."""
     table = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
     theta = _number(table.pop("rope_theta", raw.get("rope_theta", 10000.0)), "rope_theta")
     kind = table.pop("rope_type", table.pop("type", "default"))

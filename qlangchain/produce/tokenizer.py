@@ -192,7 +192,7 @@ def _vocabulary(
 
 def _looks_special(token: str) -> bool:
     """Added tokens that are marks although not marked as special; the rule of llama.cpp's converter."""
-    ends = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))  # noqa: RUF001 - DeepSeek's marks use full-width bars
+    ends = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
     return token in ("<pad>", "<mask>", "<2mass>", "[@BOS@]") or any(
         token.startswith(first) and token.endswith(last) for first, last in ends
     )

@@ -11,7 +11,7 @@ import importlib
 from importlib.metadata import entry_points
 from typing import Final, Protocol, runtime_checkable
 
-from qlangchain.errors import InvalidInputError
+from qlangchain.errors import InvalidInputError, MissingDependencyError
 from qlangchain.types import Artifact, Endpoint, EngineOptions
 
 BUILT_IN: Final = {"llamacpp": "qlangchain.runtimes.llamacpp:LlamaCpp"}
@@ -43,11 +43,17 @@ def load(name: str) -> RuntimeClass:
 
     Raises:
         InvalidInputError: no built-in runtime and no entry point has the name; it lists those that have one.
+        MissingDependencyError: the package that declares it does not have what it declares.
 
     """
     found = {entry.name: entry.value for entry in entry_points(group="qlangchain.runtimes")} | BUILT_IN
     if name not in found:
         raise InvalidInputError(f"There is no runtime named {name!r}.", hint=f"Known: {', '.join(sorted(found))}.")
     module, _, attribute = found[name].partition(":")
-    runtime: RuntimeClass = getattr(importlib.import_module(module), attribute)
+    try:
+        runtime: RuntimeClass = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise MissingDependencyError(
+            f"The runtime {name!r} cannot be loaded: {error}.", hint=f"It is declared as {found[name]!r}; reinstall it."
+        ) from error
     return runtime

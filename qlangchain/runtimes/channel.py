@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,9 @@ from typing import Any
 import anyio.to_thread
 import tenacity
 
-from qlangchain.errors import EngineBusyError
+from qlangchain.errors import EngineBusyError, NotConnectedError
 from qlangchain.runtimes import pool, protocol
-from qlangchain.runtimes.client import Client, NotConnectedError
+from qlangchain.runtimes.client import Client
 from qlangchain.runtimes.protocol import Delta
 from qlangchain.types import Artifact, Endpoint, EngineOptions
 
@@ -69,7 +70,7 @@ class Channel:
             async def begin() -> tuple[Delta, AsyncIterator[Delta]]:
                 async with contextlib.AsyncExitStack() as attempt:
                     lease = self._lease()
-                    endpoint = await anyio.to_thread.run_sync(lease.__enter__)
+                    endpoint = await _entered(lease)
                     attempt.push(lease.__exit__)
                     deltas = Client(endpoint, timeout=timeout).astream(path, self._body(endpoint, content, sampling))
                     await attempt.enter_async_context(contextlib.aclosing(deltas))  # type: ignore[type-var]
@@ -98,6 +99,29 @@ class Channel:
     @staticmethod
     def _body(endpoint: Endpoint, content: Mapping[str, Any], sampling: Mapping[str, Any]) -> dict[str, Any]:
         return protocol.body(endpoint.model, content, sampling, endpoint.capabilities)
+
+
+async def _entered(lease: contextlib.AbstractContextManager[Endpoint]) -> Endpoint:
+    """Enter a lease in a thread. Whoever is cancelled meanwhile does not keep it: an engine would never be unloaded."""
+    lock, entered, abandoned = threading.Lock(), False, False
+
+    def enter() -> Endpoint:
+        nonlocal entered
+        endpoint = lease.__enter__()
+        with lock:
+            entered = not abandoned
+        if not entered:
+            lease.__exit__(None, None, None)
+        return endpoint
+
+    try:
+        return await anyio.to_thread.run_sync(enter)
+    except BaseException:
+        with lock:
+            abandoned = True
+        if entered:
+            lease.__exit__(None, None, None)
+        raise
 
 
 def _policy(max_retries: int) -> dict[str, Any]:

@@ -21,17 +21,22 @@ from urllib.parse import urlsplit
 import httpx
 import httpx_sse
 
-from qlangchain.errors import EngineDiedError, EngineError, EngineTimeoutError, RequestRejectedError
+from qlangchain.errors import (
+    EngineDiedError,
+    EngineError,
+    EngineTimeoutError,
+    InvalidInputError,
+    NotConnectedError,
+    RequestRejectedError,
+)
 from qlangchain.runtimes import protocol
 from qlangchain.runtimes.protocol import Delta, Transcript
 from qlangchain.types import Endpoint
 
 _CONNECT_SECONDS: Final = 10.0
+_LONGEST: Final = 1e6  # seconds; sockets cannot wait longer than 24 days
 _MAX_EVENT: Final = 16 * 1024 * 1024  # characters; no engine sends more in one event
-
-
-class NotConnectedError(EngineDiedError):
-    """No connection could be made, so the request never began and may be sent again without any doubt."""
+_NO_SERVER: Final = "Is this the URL of an OpenAI-compatible server?"
 
 
 class Client:
@@ -40,7 +45,7 @@ class Client:
     def __init__(self, endpoint: Endpoint, *, timeout: float | None = None) -> None:
         """`timeout` is in seconds for a whole answer; None waits as long as the engine lives."""
         self.endpoint = endpoint
-        self._timeout = timeout
+        self._timeout = None if timeout is None else min(timeout, _LONGEST)
 
     def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[Delta]:
         """Send a request and yield its deltas as they come; closing the iterator stops the engine.
@@ -58,6 +63,7 @@ class Client:
                 with reader.greeting():
                     http.get(self.endpoint.greeting)
             with httpx_sse.connect_sse(http, "POST", path, json=body) as source:
+                source.response.stream = _Timed(source.response.stream, reader)
                 if source.response.is_error:
                     raise _refused(source.response.status_code, source.response.read())
                 for event in source.iter_sse():
@@ -75,6 +81,7 @@ class Client:
                     with reader.greeting():
                         await http.get(self.endpoint.greeting)
                 async with httpx_sse.aconnect_sse(http, "POST", path, json=body) as source:
+                    source.response.stream = _Timed(source.response.stream, reader)
                     if source.response.is_error:
                         raise _refused(source.response.status_code, await source.response.aread())
                     async for event in source.aiter_sse():
@@ -92,10 +99,9 @@ class Client:
                 raise _refused(response.status_code, response.content)
             try:
                 return response.json()
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise RequestRejectedError(
-                    f"{self.endpoint.base_url}{path} answered with something that is not JSON.",
-                    hint="Is this the URL of an OpenAI-compatible server?",
+                    f"{self.endpoint.base_url}{path} answered with something that is not JSON.", hint=_NO_SERVER
                 ) from None
 
     def _sync(self) -> httpx.Client:
@@ -106,6 +112,10 @@ class Client:
 
     def _options(self) -> dict[str, Any]:
         key = self.endpoint.api_key
+        if key and not (key.isascii() and key.isprintable()):  # httpx would show the key in its error
+            raise InvalidInputError(
+                "The API key holds characters that cannot be sent.", hint="Does it end in a line end, or is it a path?"
+            )
         secure = urlsplit(self.endpoint.base_url).scheme == "https"
         return {
             "base_url": self.endpoint.base_url,
@@ -140,17 +150,22 @@ class _Reader:
             self.ended()
             self.done = True
             return
-        if self._deadline is not None and time.monotonic() > self._deadline:
-            raise httpx.ReadTimeout("deadline")
+        if not data:  # an event without data, such as a ping, says nothing
+            return
         try:
             event = json.loads(data) if len(data) <= _MAX_EVENT else None
-        except ValueError:
+        except (ValueError, RecursionError):
             event = None
         if not isinstance(event, dict):
             raise EngineDiedError("The server sent an event that is not JSON.", partial=self._transcript.partial)
         delta = protocol.parse(event)
         self._transcript.add(delta)
         yield delta
+
+    def check_time(self) -> None:
+        """Raise where the whole answer has taken longer than the timeout."""
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise httpx.ReadTimeout("deadline")
 
     def ended(self) -> None:
         """Check that a stream that is over said why it is over: a cut connection looks the same otherwise."""
@@ -173,7 +188,11 @@ class _Reader:
         where = self._endpoint.base_url
         try:
             yield
-        except EngineError:
+        except EngineError as error:
+            key = self._endpoint.api_key
+            if key and len(key) > 7 and key in error.message:  # servers quote the key that they refuse
+                error.message = error.message.replace(key, "***")
+                error.args = (error.message,)
             raise
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise NotConnectedError(f"Nothing answers at {where}: {error}.") from error
@@ -183,16 +202,49 @@ class _Reader:
             raise RequestRejectedError(
                 f"{where!r} is not a URL that can be called: {error}.", hint="Pass endpoint='http://host:port'."
             ) from error
-        except (httpx.HTTPError, httpx.StreamError, httpx_sse.SSEError) as error:
+        except httpx_sse.SSEError as error:
+            raise RequestRejectedError(
+                f"{where} answered with something that is not a stream of events.", hint=_NO_SERVER
+            ) from error
+        except UnicodeEncodeError as error:
+            raise InvalidInputError(
+                "The request holds text that is not Unicode (half of a surrogate pair).",
+                hint="Decode it with errors='replace' where it is read.",
+            ) from error
+        except (httpx.HTTPError, httpx.StreamError) as error:
             raise EngineDiedError(
                 f"The connection to {where} broke during the call ({type(error).__name__}: {error}).",
                 partial=self._transcript.partial,
             ) from error
 
 
+class _Timed(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """The bytes of an answer with a look at the clock: what only keeps the connection alive is no event."""
+
+    def __init__(self, stream: Any, reader: _Reader) -> None:
+        self._stream = stream
+        self._reader = reader
+
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in self._stream:
+            self._reader.check_time()
+            yield chunk
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._stream:
+            self._reader.check_time()
+            yield chunk
+
+    def close(self) -> None:
+        self._stream.close()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
 def _refused(status: int, content: bytes) -> EngineError:
     try:
         answer: Any = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         answer = content[:2000].decode(errors="replace")
     return protocol.refusal(status, answer)

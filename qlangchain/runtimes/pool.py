@@ -61,6 +61,7 @@ class Pool:
         """Stop every engine and forget it. Calls that are running end with EngineDiedError."""
         with self._lock:
             entries, self._entries = list(self._entries.values()), {}
+        self._wake.set()
         for entry in entries:
             entry.engine.stop()
 

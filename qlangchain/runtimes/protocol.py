@@ -90,18 +90,27 @@ def parse(event: Mapping[str, Any]) -> Delta:
         EngineError: the event reports an error, as servers do once the stream has begun.
 
     """
-    if "error" in event:
+    if event.get("error") is not None:
         raise refusal(500, event)
-    choice = (event.get("choices") or [{}])[0]
-    message = choice.get("delta") or {}
-    return Delta(
-        text=message.get("content") or choice.get("text") or "",
-        tool_calls=tuple(message.get("tool_calls") or ()),
-        finish_reason=choice.get("finish_reason"),
-        usage=event.get("usage"),
-        timings=event.get("timings"),
-        model=event.get("model"),
-    )
+    try:
+        choice = (event.get("choices") or [{}])[0]
+        message = choice.get("delta") or {}
+        delta = Delta(
+            text=message.get("content") or choice.get("text") or "",
+            tool_calls=tuple(dict(call) for call in message.get("tool_calls") or ()),
+            finish_reason=choice.get("finish_reason"),
+            usage=dict(event.get("usage") or {}) or None,
+            timings=dict(event.get("timings") or {}) or None,
+            model=event.get("model"),
+        )
+        if not isinstance(delta.text, str):
+            raise TypeError("text")
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise EngineFailedError(
+            "The server sent an event that is not what the OpenAI protocol says.",
+            hint="Is this the URL of an OpenAI-compatible server?",
+        ) from None
+    return delta
 
 
 def refusal(status: int, answer: Any) -> EngineError:

@@ -28,7 +28,7 @@ def connect(url: str, *, model: str | None = None, api_key: str | None = None) -
 
     """
     base = _base(url)
-    key = api_key or settings.read().endpoint_key
+    key = (api_key or "").strip() or settings.read().endpoint_key
     client = Client(Endpoint(base_url=base, api_key=key), timeout=30)
     answer = client.call("GET", "/v1/models")
     served = [str(entry["id"]) for entry in _rows(answer) if isinstance(entry, dict) and entry.get("id")]
@@ -47,7 +47,10 @@ def connect(url: str, *, model: str | None = None, api_key: str | None = None) -
 
 
 def _base(url: str) -> str:
-    parts = urlsplit(url if isinstance(url, str) else "")
+    try:
+        parts = urlsplit(url if isinstance(url, str) else "")
+    except ValueError:  # half of an IPv6 address
+        parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InvalidInputError(f"endpoint={url!r} is no URL.", hint="Pass one like 'http://127.0.0.1:8000'.")
     if parts.username or parts.password:
@@ -68,6 +71,7 @@ def _rows(answer: object) -> list[object]:
 
 def _version(client: Client) -> str:
     try:
-        return str(client.call("GET", "/props").get("build_info", ""))
+        about = client.call("GET", "/props")
     except EngineError:
         return ""
+    return str(about.get("build_info", "")) if isinstance(about, dict) else ""

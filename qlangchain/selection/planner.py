@@ -59,7 +59,7 @@ def make_plan(
     precision = "precision required" if requirements.precision_required else "precision not required"
     reasons.append(f"{target.upper()}, {precision}: the table says {row['method']} {row['format']} ({row['library']}).")
 
-    wanted = _wanted_format(requirements, row, rejected)
+    wanted = _wanted_format(requirements, row, reasons, rejected)
     offer = _pick(requirements, wanted, offers, reasons, rejected, notices)
     context = _context(requirements, model, reasons)
     slots, why = _slots(requirements, hardware, model, context, offer.size_bytes)
@@ -118,13 +118,14 @@ def _target(
     return Target.CPU
 
 
-def _wanted_format(wanted: Requirements, row: dict[str, object], rejected: list[Rejection]) -> str:
+def _wanted_format(wanted: Requirements, row: dict[str, object], reasons: list[str], rejected: list[Rejection]) -> str:
     if wanted.method not in (None, Method.GGUF):
         raise InvalidInputError(
             f"method={wanted.method.value!r} cannot be served on this machine.",
             hint="GGUF is what the installed engine serves; a GPTQ or AWQ server can be used through endpoint=.",
         )
     if wanted.format:
+        reasons.append(f"{wanted.format}, as asked.")
         return wanted.format
     if row["method"] != Method.GGUF:
         rejected.append(Rejection(f"{row['method']} {row['format']}", "no engine for it is installed; llama.cpp is"))
@@ -153,16 +154,21 @@ def _pick(
         reasons.append(f"{how[offer.origin]}.")
         return offer
     if not usable:
-        raise NoWeightsError("There is no artifact, and making one is not allowed.", hint="Pass allow_produce=True.")
+        if offers:
+            raise NoWeightsError(
+                "There is no artifact, and making one is not allowed.", hint="Pass allow_produce=True."
+            )
+        raise NoWeightsError("There are no weights, and none can be made.", hint="Pass another model.")
+    makes = any(o.origin is Origin.PRODUCED for o in usable)
     if wanted.format:
         makeable = ", ".join(sorted({o.format for o in usable}))
-        if format in _PLAIN:
+        if format in _PLAIN and makes:
             raise MissingDependencyError(
                 f"format={format!r} can be made only with llama.cpp's quantizer, which is not installed.",
                 hint=f"pip install 'qlangchain[llama-cpp-python]' (it needs a C++ compiler), or choose of: {makeable}.",
             )
         raise InvalidInputError(f"format={format!r} is not on offer for this model.", hint=f"There are: {makeable}.")
-    substitute = next((o for o in usable if o.format == _PLAIN.get(format)), None)
+    substitute = next((o for o in usable if makes and o.format == _PLAIN.get(format)), None)
     if substitute is not None:
         rejected.append(Rejection(format, "making it needs llama.cpp's quantizer, which is not installed"))
         notices.append(

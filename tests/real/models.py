@@ -168,7 +168,9 @@ def save_model(
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1:  # norms that are all one and biases that are all zero would hide a mix-up
                 parameter.copy_(torch.rand_like(parameter) + 0.5 if "norm" in name else torch.randn_like(parameter) / 2)
-            parameter.copy_(parameter.to(getattr(torch, dtype)))  # the rounding alone: .to() would hit rope's buffers too
+            parameter.copy_(
+                parameter.to(getattr(torch, dtype))
+            )  # the rounding alone: .to() would hit rope's buffers too
     copy.deepcopy(model).to(getattr(torch, dtype)).save_pretrained(directory, max_shard_size=shard)
     (directory / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), "utf-8")
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}

@@ -13,6 +13,7 @@ import pytest
 
 import qlangchain
 from qlangchain.hardware import cgroup, cpu
+from qlangchain.hardware.files import MAX_CPUS, cpu_list
 
 V2_MOUNT = "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
 
@@ -25,7 +26,7 @@ def build(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
-def machine(cores: int, threads: int = 2, allowed: str | None = None, **more: str) -> dict[str, str]:
+def machine(cores: int, threads: int = 2, allowed: str | None = None) -> dict[str, str]:
     """A machine that numbers its threads as Linux does: CPU n and CPU n + cores are one core."""
     count = cores * threads
     files = {"sys/devices/system/cpu/online": f"0-{count - 1}\n"}
@@ -45,6 +46,14 @@ def test_physical_cores_inside_the_affinity_mask(tmp_path: Path, allowed: str | 
     count, source = cpu.cores(build(tmp_path, machine(8, allowed=allowed)))
     assert count == expected
     assert "thread siblings" in source
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("0-3,8\n", {0, 1, 2, 3, 8}), ("", set()), ("3-1", set()), ("a,2,-1,4-", {2}), ("0-99999", set(range(MAX_CPUS)))],
+)
+def test_cpu_lists(text: str, expected: set[int]) -> None:
+    assert cpu_list(text) == expected
 
 
 def test_newer_kernels_call_it_core_cpus_list(tmp_path: Path) -> None:

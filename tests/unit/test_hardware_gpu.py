@@ -289,7 +289,9 @@ def test_amd_device_file(tmp_path: Path) -> None:
     (tmp_path / "sys/class/drm/card0/device/drm/renderD128").mkdir(parents=True)
     (tmp_path / "dev/dri").mkdir(parents=True)
     (tmp_path / "dev/dri/renderD128").touch()
-    assert len(amd.detect(tmp_path, {})[0]) == 1
+    amd_card(tmp_path, 1, 8 * GIB)
+    (tmp_path / "sys/class/drm/card1/device/drm").mkdir()  # a driver without render nodes
+    assert len(amd.detect(tmp_path, {})[0]) == 2
 
 
 def test_apple(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, install: Callable[[object], None]) -> None:

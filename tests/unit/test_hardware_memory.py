@@ -183,6 +183,40 @@ def test_another_groups_mount_does_not_bind(tmp_path: Path) -> None:
     assert memory.detect(build(tmp_path, files)).total == 3 * GIB
 
 
+def test_each_controller_has_a_group_and_a_mount_of_its_own(tmp_path: Path) -> None:
+    files = {
+        "proc/self/cgroup": "4:memory:/mine\n3:cpu:/other\n",
+        "proc/self/mountinfo": V1_MEMORY.format(root="/", point="/m") + "32 31 0:30 / /c rw - cgroup cgroup rw,cpu\n",
+        "m/mine/memory.limit_in_bytes": str(3 * GIB),
+        "m/other/memory.limit_in_bytes": str(GIB),
+        "c/mine/memory.limit_in_bytes": str(2 * GIB),
+    }
+    assert [limit.limit for limit in cgroup.memory_limits(build(tmp_path, files))] == [3 * GIB]
+
+
+def test_a_path_that_leaves_its_namespace_is_not_followed(tmp_path: Path) -> None:
+    files = {
+        "proc/self/cgroup": "0::/../sibling\n",
+        "proc/self/mountinfo": V2_MOUNT,
+        "sys/fs/cgroup/memory.max": str(2 * GIB),
+        "sys/fs/sibling/memory.max": str(GIB),
+    }
+    assert [limit.limit for limit in cgroup.memory_limits(build(tmp_path, files))] == [2 * GIB]
+
+
+@pytest.mark.parametrize("path", ["/a" * 50_000, "a", ""])
+def test_a_path_that_cannot_be_is_no_group(tmp_path: Path, path: str) -> None:
+    files = {"proc/self/cgroup": f"0::{path}\n", "proc/self/mountinfo": V2_MOUNT}
+    assert cgroup.groups(build(tmp_path, files), "memory") == []
+
+
+def test_null_bytes_and_broken_text(tmp_path: Path) -> None:
+    root = build(tmp_path, {"proc/self/cgroup": "0::/a\0b\n", "proc/self/mountinfo": V2_MOUNT})
+    (root / "proc/meminfo").write_bytes(b"\xff\xfe: \x80 kB\n" + MEMINFO.encode())
+    found = memory.detect(root)
+    assert (found.total, found.available) == (32 * GIB, 16 * GIB)
+
+
 def test_hybrid_mounts_read_both_versions(tmp_path: Path) -> None:
     files = {
         "proc/self/cgroup": "4:memory:/one\n0::/two\n",

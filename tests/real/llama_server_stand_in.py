@@ -1,0 +1,42 @@
+"""A `llama-server` for tests: its command line and environment, with xllamacpp's engine behind them."""
+
+import argparse
+import os
+import sys
+import time
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--list-devices", action="store_true")
+parser.add_argument("--model")
+parser.add_argument("--alias")
+parser.add_argument("--host")
+parser.add_argument("--port", type=int)
+parser.add_argument("--parallel", type=int)
+parser.add_argument("--ctx-size", type=int)
+parser.add_argument("--threads", type=int)
+parser.add_argument("--threads-batch", type=int)
+parser.add_argument("--n-gpu-layers", type=int)
+parser.add_argument("--jinja", action="store_true")
+parser.add_argument("--no-webui", action="store_true")
+options = parser.parse_args()
+
+if options.list_devices:
+    print("Available devices:")
+    sys.exit()
+
+import xllamacpp  # noqa: E402
+
+params = xllamacpp.CommonParams()
+params.model.path = options.model
+params.model_alias = {options.alias}
+params.hostnames = [options.host]
+params.port = options.port
+params.api_keys = [os.environ["LLAMA_API_KEY"]]
+params.n_parallel = options.parallel
+params.n_ctx = options.ctx_size
+params.cpuparams.n_threads = options.threads
+params.use_jinja = options.jinja
+params.kv_unified = False
+params.fit_params = False
+server = xllamacpp.Server(params)
+time.sleep(3600)
