@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from types import MappingProxyType
 
 
 class UseCase(StrEnum):
@@ -66,7 +65,7 @@ class Hardware:
     cores: int
     gpus: tuple[Gpu, ...] = ()
     cpu: str = ""
-    sources: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    sources: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def has_gpu(self) -> bool:

@@ -71,7 +71,7 @@ def locate(model: str | os.PathLike[str], *, offline: bool = False) -> Source:
         path = Path(text).expanduser()
         is_directory, is_file = path.is_dir(), path.is_file()
     except (OSError, RuntimeError, ValueError) as error:  # too long for the system, "~" of nobody, a NUL
-        why = error.strerror if isinstance(error, OSError) else error
+        why = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
         raise ModelNotFoundError(f"{text[:200]!r} cannot be a path: {why}.", hint="Check the path.") from error
     try:
         if is_directory:

@@ -2,12 +2,96 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from qlangchain.demo.questions import Pair
+from qlangchain.demo.exercises import SHARES
+from qlangchain.demo.questions import Pair, load_pairs
+
+CARD = """# The demo model of qlangchain
+
+A very small language model that comes inside the package, so that every example runs at once, without a
+download, a GPU or a key. It answers questions about quantization and qlangchain in English and Chinese, calls
+tools, and copies the sentence that answers a question out of a given context. It knows nothing else.
+
+## Architecture
+
+`LlamaForCausalLM`, {parameters:,} parameters in bfloat16: hidden size 256, intermediate size 768, {layers} layers, 4 heads
+of 64 with 2 KV heads, tied embeddings, 2,048 positions. The tokenizer is a byte-level BPE of 4,096 tokens with the word
+split of Qwen2; the chat template is ChatML with tool calls in `<tool_call>` tags.
+
+## Data
+
+All of it is in this package: {pairs} question-answer pairs ({english} English, {chinese} Chinese) with {phrasings:,} trained
+phrasings, and seeded generators of exercises. Shares of the {examples:,} training examples: {shares}. {held_out} held-out
+phrasings, a fifth of every word list and all tools made from it are never trained. No text by others was used.
+
+## Training
+
+`python -m qlangchain.demo.train --out DIR{limit}`: seed {seed}, {steps:,} steps of up to {batch_tokens:,} tokens, {tokens:,}
+tokens in {minutes:.0f} minutes on two CPU cores{shared}, loss on the assistant's tokens only. Muon (peak rate {matrix_rate}) for the
+matrices, AdamW (peak rate {rate}) for embedding and norms, {warm_up} steps of warm-up, cosine to 2 %, weight decay {decay},
+bfloat16 autocast over fp32 weights. The weights after the last step are the model; no checkpoint was chosen.
+
+## Measured
+
+Greedy decoding with the bfloat16 weights. "Exact" means that the whole answer is the wanted text.
+
+| set | n | exact | besides |
+|---|---|---|---|
+{rows}
+
+`python -m qlangchain.demo.evaluate` measures this again.
+
+## Limits
+
+The answers about quantization are recited: a question that resembles none of the corpus gets a wrong answer that sounds
+right. It copies and does not reason: it cannot calculate, summarize, translate or write code. From a context it gives
+one sentence as it stands, and the sentence may be the wrong one. A refusal ("The documents do not say.") can be wrong too. Tool
+calls with nested arguments or lists were not trained. Use it to try the package, never for decisions.
+
+## Licence
+
+MIT, like the package: weights, corpus and code.
+"""
+
+
+def _row(name: str, figures: dict[str, Any]) -> str:
+    """Return one line of the table of measured figures."""
+    besides = []
+    if "name_right" in figures:
+        besides.append(f"right tool {figures['name_right']:.1%}")
+    if "false_refusals" in figures:
+        besides.append(f"false refusals {figures['false_refusals']:.1%}")
+    return f"| {name} | {figures['n']:,} | {figures['exact']:.1%} | {', '.join(besides)} |"
 
 
 def write_card(facts: dict[str, Any], pairs: list[Pair], path: Path) -> None:
-    """Write the card."""
-    path.write_text(str(facts), encoding="utf-8")
+    """Write the card: `facts` are those of `training.json`, with the report of `evaluate`."""
+    settings = facts["settings"]
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in SHARES.items())
+    minutes = settings["minutes"]
+    text = CARD.format(
+        parameters=facts["parameters"],
+        pairs=len(pairs),
+        english=sum(pair.lang == "en" for pair in pairs),
+        chinese=sum(pair.lang == "zh" for pair in pairs),
+        phrasings=sum(len(pair.train) for pair in pairs),
+        held_out=sum(len(pair.held_out) for pair in pairs),
+        examples=facts["examples"],
+        shares=shares,
+        tokens=facts["tokens"],
+        minutes=facts["seconds"] / 60,
+        limit=f" --minutes {minutes:g}" if minutes else "",
+        shared=" that other work was using too" if minutes else "",
+        rows="\n".join(_row(name, figures) for name, figures in facts["report"].items()),
+        **{key: settings[key] for key in ("seed", "batch_tokens", "layers", "rate", "matrix_rate", "warm_up", "decay")},
+        steps=facts["steps"],
+    )
+    path.write_text(text, encoding="utf-8")
+
+
+def rewrite(directory: Path, path: Path) -> None:
+    """Write the card again from the `training.json` of a finished run."""
+    write_card(json.loads((directory / "training.json").read_text(encoding="utf-8")), load_pairs(), path)

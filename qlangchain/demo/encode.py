@@ -36,9 +36,7 @@ def _template() -> Any:
 def render(example: Example, prompt_only: bool = False) -> str:
     """Return the text of a conversation; `prompt_only` leaves its last message to be generated."""
     messages = example.messages[:-1] if prompt_only else example.messages
-    text: str = _template().render(
-        messages=messages, tools=example.tools or None, add_generation_prompt=prompt_only
-    )
+    text: str = _template().render(messages=messages, tools=example.tools or None, add_generation_prompt=prompt_only)
     return text
 
 

@@ -59,8 +59,10 @@ def generate(model: Any, tokenizer: Any, example: Example, limit: int = 80) -> s
     ids = tokenizer.encode(render(example, prompt_only=True), add_special_tokens=False).ids
     end, pad = tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>")
     batch = torch.tensor([ids], device=model.device)
-    out = model.generate(batch, attention_mask=torch.ones_like(batch), max_new_tokens=limit, do_sample=False,
-                         eos_token_id=end, pad_token_id=pad)  # fmt: skip
+    mask = torch.ones_like(batch)
+    out = model.generate(
+        batch, attention_mask=mask, max_new_tokens=limit, do_sample=False, eos_token_id=end, pad_token_id=pad
+    )
     text: str = tokenizer.decode(out[0, len(ids) :].tolist(), skip_special_tokens=True)
     return text
 

@@ -47,9 +47,7 @@ def tool_result(text: str) -> Message:
 
 def calls(*pairs: tuple[str, dict[str, Any]]) -> Message:
     """Return an assistant message that calls tools, in the shape OpenAI uses."""
-    functions = [
-        {"type": "function", "function": {"name": name, "arguments": values}} for name, values in pairs
-    ]
+    functions = [{"type": "function", "function": {"name": name, "arguments": values}} for name, values in pairs]
     return {"role": "assistant", "content": "", "tool_calls": functions}
 
 

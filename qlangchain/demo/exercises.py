@@ -7,21 +7,13 @@ from random import Random
 from qlangchain.demo.context_exercises import context_example, fact
 from qlangchain.demo.example import Example, assistant, user
 from qlangchain.demo.questions import Pair, plain_example, question_example
-from qlangchain.demo.tool_exercises import lookup, tool_example
-from qlangchain.demo.words import Bank
+from qlangchain.demo.tool_exercises import tool_example
+from qlangchain.demo.tool_tasks import lookup
+from qlangchain.demo.words import PHRASES, Bank
 
 # Shares of the examples. Questions are short, so that they are fewer than half of the tokens.
 SHARES = {"question": 0.5, "tools": 0.2, "context": 0.23, "repeat": 0.05, "off topic": 0.02}
 LONG_CONTEXTS = 0.06
-REPEATS = [
-    "Repeat this: {}",
-    "Say {}",
-    "Repeat after me: {}",
-    'Please repeat "{}".',
-    "Echo: {}",
-    "Write {} again.",
-    "重复：{}",
-]
 
 OFF_TOPIC = "chat-offtopic-knowledge"
 
@@ -40,10 +32,8 @@ def off_topic_example(bank: Bank, pairs: list[Pair]) -> Example:
 def repeat_example(bank: Bank) -> Example:
     """Ask for a few words to be said again: the shortest exercise in copying."""
     rng = bank.rng
-    text = " ".join(
-        bank.entity() if rng.random() < 0.7 else bank.pick("phrase") for _ in range(rng.randint(1, 6))
-    )
-    return Example("repeat", [user(rng.choice(REPEATS).format(text)), assistant(text)])
+    text = " ".join(bank.entity() if rng.random() < 0.7 else bank.pick("phrase") for _ in range(rng.randint(1, 6)))
+    return Example("repeat", [user(rng.choice(PHRASES["context"]["repeats"]).format(text)), assistant(text)])
 
 
 def training_examples(pairs: list[Pair], rng: Random, count: int, easy: float = 0.0) -> list[Example]:
@@ -86,12 +76,8 @@ def measured_sets(pairs: list[Pair], seed: int = 1, count: int = 200) -> dict[st
     sets = {}
     for lang, word in (("en", "English"), ("zh", "Chinese")):
         own = [pair for pair in pairs if pair.lang == lang]
-        sets[f"trained questions, {word}"] = [
-            plain_example(p, text, "trained") for p in own for text in p.train
-        ]
-        sets[f"held-out questions, {word}"] = [
-            plain_example(p, text, "held-out") for p in own for text in p.held_out
-        ]
+        sets[f"trained questions, {word}"] = [plain_example(p, text, "trained") for p in own for text in p.train]
+        sets[f"held-out questions, {word}"] = [plain_example(p, text, "held-out") for p in own for text in p.held_out]
     calling = [tool_example(bank, pairs, rounds=False) for _ in range(count)]
     sets["tool call, unseen tools"] = calling
     rounds: list[Example] = []

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 VOCABULARY = 4096
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 VISIBLE = ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"]
-QWEN2_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 CHAT_TEMPLATE = """\
 {%- set system = messages[0].content if messages and messages[0].role == 'system' else '' %}
@@ -98,8 +100,9 @@ def train_tokenizer(texts: Iterable[str], size: int = VOCABULARY, words: int = 1
     first = Tokenizer(models.BPE())
     first.pre_tokenizer = pre_tokenizers.Sequence([split, letters, to_bytes])  # type: ignore[assignment]
     # A token of 15 bytes is five Chinese characters: longer ones would be whole memorised phrases.
-    trainer = trainers.BpeTrainer(vocab_size=room - words, initial_alphabet=alphabet, max_token_length=15,
-                                  show_progress=False)  # fmt: skip
+    trainer = trainers.BpeTrainer(
+        vocab_size=room - words, initial_alphabet=alphabet, max_token_length=15, show_progress=False
+    )
     first.train_from_iterator(texts, trainer)
     learned = json.loads(first.to_str())["model"]
     vocabulary: dict[str, int] = learned["vocab"]
@@ -110,9 +113,7 @@ def train_tokenizer(texts: Iterable[str], size: int = VOCABULARY, words: int = 1
         for piece, _ in split.pre_tokenize_str(text):
             if piece.startswith(" ") and piece[1:].isalpha() and piece[1:] in vocabulary:
                 follows_blank[piece[1:]] += 1
-    for word, _ in sorted(follows_blank.items(), key=lambda item: (-item[1], item[0]))[
-        : room - len(vocabulary)
-    ]:
+    for word, _ in sorted(follows_blank.items(), key=lambda item: (-item[1], item[0]))[: room - len(vocabulary)]:
         merges.append(("Ġ", word))
         vocabulary["Ġ" + word] = len(vocabulary)
     for number in range(room - len(vocabulary)):
@@ -131,16 +132,26 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
     tokenizer.save(str(directory / "tokenizer.json"))
     added: dict[str, Any] = {
         str(tokenizer.token_to_id(token)): {
-            "content": token, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False,
+            "content": token,
+            "lstrip": False,
+            "normalized": False,
+            "rstrip": False,
+            "single_word": False,
             "special": token in CONTROL,
         }
         for token in CONTROL + VISIBLE
-    }  # fmt: skip
+    }
     config = {
-        "added_tokens_decoder": added, "bos_token": None, "chat_template": CHAT_TEMPLATE,
-        "clean_up_tokenization_spaces": False, "eos_token": "<|im_end|>", "model_max_length": 2048,
-        "pad_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast", "unk_token": None,
-    }  # fmt: skip
+        "added_tokens_decoder": added,
+        "bos_token": None,
+        "chat_template": CHAT_TEMPLATE,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": "<|im_end|>",
+        "model_max_length": 2048,
+        "pad_token": "<|endoftext|>",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "unk_token": None,
+    }
     text = json.dumps(config, ensure_ascii=False, indent=2)
     (directory / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
     (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")

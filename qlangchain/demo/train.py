@@ -45,17 +45,28 @@ class Settings:
 
 def build_model(tokenizer: Any, layers: int) -> Any:
     """Return a Llama of 256 dimensions with fresh weights in fp32."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+    end, pad = tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>")
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=256, intermediate_size=768, num_hidden_layers=layers, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=64, max_position_embeddings=2048, rms_norm_eps=1e-5, tie_word_embeddings=True,
-        initializer_range=0.02, bos_token_id=None, eos_token_id=tokenizer.token_to_id("<|im_end|>"),
-        pad_token_id=tokenizer.token_to_id("<|endoftext|>"), rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=2048,
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        tie_word_embeddings=True,
+        initializer_range=0.02,
+        bos_token_id=None,
+        eos_token_id=end,
+        pad_token_id=pad,
+    )
     model = LlamaForCausalLM(config)
-    model.generation_config.update(do_sample=False, eos_token_id=[config.eos_token_id, config.pad_token_id],
-                                   pad_token_id=config.pad_token_id)  # fmt: skip
+    model.generation_config = GenerationConfig(do_sample=False, eos_token_id=[end, pad], pad_token_id=pad)
     return model
 
 
@@ -188,6 +199,8 @@ def work(rank: int, out: Path, settings: Settings, meeting: str) -> None:
     if rank == 0:
         save_tokenizer(tokenizer, out)
         model.to(torch.bfloat16).save_pretrained(out)
+        # Some versions of safetensors write a file that only its owner may read.
+        (out / "model.safetensors").chmod(0o644)
         (out / "training.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 
@@ -214,9 +227,7 @@ def main() -> None:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument(
-        "--minutes", type=float, default=Settings.minutes, help="end earlier than the fixed steps"
-    )
+    parser.add_argument("--minutes", type=float, default=Settings.minutes, help="end earlier than the fixed steps")
     parser.add_argument("--seed", type=int, default=Settings.seed)
     parser.add_argument("--steps", type=int, default=Settings.steps)
     parser.add_argument("--rate", type=float, default=Settings.rate)

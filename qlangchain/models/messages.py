@@ -57,7 +57,8 @@ def to_openai(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
     try:
         sent: list[dict[str, Any]] = convert_to_openai_messages(list(messages))
     except (ValueError, KeyError, TypeError, NotImplementedError) as error:
-        raise InvalidInputError(f"The messages cannot be sent: {error}.", hint="Send messages of text.") from error
+        why = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        raise InvalidInputError(f"The messages cannot be sent: {why}.", hint="Send messages of text.") from error
     for message in sent:
         blocks = message.get("content")
         if isinstance(blocks, list):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qlangchain.artifacts.headers import GGML_TYPES
-from qlangchain.errors import DiskFullError, InvalidInputError, ProductionError
+from qlangchain.errors import CorruptFileError, DiskFullError, InvalidInputError, ProductionError
 
 ALIGNMENT = 32
 _TYPES = {name: (number, block, size) for number, (name, block, size) in GGML_TYPES.items()}
@@ -78,7 +78,10 @@ def float32s(values: Sequence[float]) -> bytes:
 
 
 def _text(value: str) -> bytes:
-    raw = value.encode("utf-8")
+    try:
+        raw = value.encode("utf-8")
+    except UnicodeEncodeError:  # JSON can spell half a character
+        raise CorruptFileError(f"{value[:40]!r} is not text.", hint="Download the model again.") from None
     return struct.pack("<Q", len(raw)) + raw
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +102,7 @@ def read_config(directory: Path) -> ModelConfig:
         rms_norm_eps=_number(raw.get("rms_norm_eps", 1e-6), "rms_norm_eps"),
         tied=raw.get("tie_word_embeddings", False) is True,
         rope=_rope(raw, context),
-        notices=_window_notices(raw, context),
+        notices=_window_notices(raw, model_class, context),
         raw=raw,
     )
 
@@ -157,7 +156,10 @@ def _head_dim(raw: Mapping[str, Any], model_class: str, hidden: int, heads: int)
 
 def _rope(raw: Mapping[str, Any], context: int) -> Rope:
     """Transformers 5 keeps it in `rope_parameters`, older versions in `rope_theta` and `rope_scaling`."""
-    table = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
+    parts = [raw.get(key) or {} for key in ("rope_scaling", "rope_parameters")]
+    if not all(isinstance(part, dict) for part in parts):
+        raise CorruptFileError("config.json has a rope scaling that is not a table.", hint="Download it again.")
+    table = parts[0] | parts[1]
     theta = _number(table.pop("rope_theta", raw.get("rope_theta", 10000.0)), "rope_theta")
     kind = table.pop("rope_type", table.pop("type", "default"))
     table = {key: value for key, value in table.items() if value is not None and key not in ("type", "finetuned")}
@@ -179,11 +181,13 @@ def _rope(raw: Mapping[str, Any], context: int) -> Rope:
     return Rope(theta, kind, values)
 
 
-def _window_notices(raw: Mapping[str, Any], context: int) -> tuple[str, ...]:
+def _window_notices(raw: Mapping[str, Any], model_class: str, context: int) -> tuple[str, ...]:
     """llama.cpp's graphs of these architectures attend to everything, as its own converter accepts."""
-    window = raw.get("sliding_window")
-    used = raw.get("use_sliding_window", True) is True  # qwen2 and qwen3 have the switch, mistral has not
-    if not used or not isinstance(window, int) or window >= context:
+    if model_class == "MistralForCausalLM":
+        window = raw.get("sliding_window", 4096)  # transformers' default; later versions of Mistral say null
+    else:
+        window = raw.get("sliding_window") if raw.get("use_sliding_window") is True else None
+    if not isinstance(window, int) or window >= context:
         return ()
     return (f"Trained with a sliding window of {window} tokens; llama.cpp attends to all, so longer prompts differ.",)
 
@@ -209,7 +213,7 @@ def _integer(raw: Mapping[str, Any], key: str, low: int, high: int) -> int:
 
 
 def _number(value: object, key: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
         raise CorruptFileError(
             f"config.json has {key} = {value!r:.60}, expected a number above zero.", hint="Download config.json again."
         )

@@ -33,11 +33,15 @@ class SpmVocab:
     space_prefix: bool
 
 
-def read_spm(data: Mapping[str, Any], merges: list[tuple[str, str]], vocab: Set[str]) -> SpmVocab:
+def read_spm(
+    data: Mapping[str, Any], merges: list[tuple[str, str]], vocab: Set[str], added: Mapping[str, Mapping[str, Any]]
+) -> SpmVocab:
     """Prove that llama.cpp's SPM tokenizer follows `data` (a tokenizer.json) and return its scores.
 
-    `vocab` holds the tokens that are not added ones. Raises `UnsupportedModelError` where the proof fails.
+    `vocab` holds the tokens that are not in `added`. Raises `UnsupportedModelError` where the proof fails.
     """
+    if any(_SPACE in token and not entry.get("special") for token, entry in added.items()):
+        raise UnsupportedModelError(f"The tokenizer has added tokens with a {_SPACE}.", hint=_NO_GUESS)
     found_bytes = {token for token in vocab if _BYTE.fullmatch(token)}
     if len(found_bytes) != 256:
         raise UnsupportedModelError(
@@ -50,6 +54,8 @@ def read_spm(data: Mapping[str, Any], merges: list[tuple[str, str]], vocab: Set[
     last = ""
     for left, right in merges:
         made = left + right
+        if made in added:  # such a text is cut out before any merging
+            continue
         if made != last:
             if made in rank or not {left, right, made} <= pieces:
                 raise UnsupportedModelError(

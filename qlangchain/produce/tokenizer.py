@@ -68,7 +68,7 @@ def read_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
     tokens, types = _vocabulary(model["vocab"], added, vocab_size)
     notices = _notices(added)
     if model.get("byte_fallback"):
-        spm = read_spm(data, merges, {token for token in model["vocab"] if token not in added})
+        spm = read_spm(data, merges, model["vocab"].keys() - added.keys(), added)
         metadata = _spm_metadata(tokens, types, spm, model)
     else:
         pre = recognise(data)
@@ -271,7 +271,7 @@ def _template(post: Any, ids: Mapping[str, int]) -> tuple[int | None, int | None
             if len(firsts) <= 1 and len(lasts) <= 1:
                 return next(iter(firsts), None), next(iter(lasts), None)
         case {"type": "TemplateProcessing", "single": list(single)}:
-            special = [ids.get(piece["SpecialToken"]["id"]) if "SpecialToken" in piece else -1 for piece in single]
+            special = [_template_piece(piece, ids) for piece in single]
             at = special.index(-1) if -1 in special else -1
             if at in (0, 1) and len(special) - at in (1, 2) and None not in special and special.count(-1) == 1:
                 return (special[0] if at else None), (special[-1] if len(special) - at == 2 else None)
@@ -280,13 +280,26 @@ def _template(post: Any, ids: Mapping[str, int]) -> tuple[int | None, int | None
     )
 
 
+def _template_piece(piece: Any, ids: Mapping[str, int]) -> int | None:
+    """The id of a special token, -1 for the text itself, None for what is neither."""
+    match piece:
+        case {"SpecialToken": {"id": str(name)}}:
+            return ids.get(name)
+        case {"Sequence": {"id": "A"}}:
+            return -1
+    return None
+
+
 def _chat_templates(directory: Path, config: Mapping[str, Any]) -> dict[str, bytes]:
     """The chat template: chat_template.jinja first, as transformers does, then tokenizer_config.json."""
     path = directory / "chat_template.jinja"
     if path.is_file():
         if path.stat().st_size > MAX_TEMPLATE:
             raise CorruptFileError(f"{path} is larger than {MAX_TEMPLATE:,} bytes.", hint="It is no chat template.")
-        return {"tokenizer.chat_template": kv.string(path.read_text("utf-8"))}
+        try:
+            return {"tokenizer.chat_template": kv.string(path.read_text("utf-8"))}
+        except UnicodeDecodeError:
+            raise CorruptFileError(f"{path} is not UTF-8.", hint="Download it again.") from None
     template = config.get("chat_template")
     named: dict[str, Any] = {"default": template} if isinstance(template, str) else {}
     if isinstance(template, list):

@@ -151,9 +151,8 @@ def save_model(
     import transformers
 
     classes = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
-    vocab = max(
-        [*tokenizer["model"]["vocab"].values(), *(token["id"] for token in tokenizer["added_tokens"])]
-    ) + 1  # fmt: skip
+    ids = [*tokenizer["model"]["vocab"].values(), *(token["id"] for token in tokenizer["added_tokens"])]
+    vocab = max(ids) + 1
     values: dict[str, Any] = {
         "vocab_size": vocab + 7,  # rows beyond the tokenizer, as Qwen has them
         "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -258,6 +257,6 @@ def compare_logprobs(
         with torch.no_grad():
             expected = torch.log_softmax(model(torch.tensor([ids])).logits[0, -1].double(), -1).numpy()
         found = running.logprobs(ids, count)
-        worst = max(worst, max(abs(float(expected[token]) - value) for token, value in found.items()))
+        worst = max(worst, *(abs(float(expected[token]) - value) for token, value in found.items()))
         agree.append(max(found, key=lambda token: found[token]) == int(np.argmax(expected)))
     return worst, sum(agree) / len(agree)

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, quants
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from qlangchain.artifacts.headers import check_servable, read_gguf_header
 from qlangchain.errors import (
@@ -81,9 +83,9 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     }
     if not config.get("tie_word_embeddings"):
         found["lm_head.weight"] = (VOCAB, HIDDEN)
-    if config["architectures"] == ["Qwen2ForCausalLM"] or config.get("attention_bias"):
+    if config.get("architectures") == ["Qwen2ForCausalLM"] or config.get("attention_bias"):
         found |= {f"{layer}self_attn.{x}_proj.bias": (found[f"{layer}self_attn.{x}_proj.weight"][0],) for x in "qkv"}
-    if config["architectures"] == ["Qwen3ForCausalLM"]:
+    if config.get("architectures") == ["Qwen3ForCausalLM"]:
         found |= {f"{layer}self_attn.{x}_norm.weight": (head_dim,) for x in "qk"}
     return found
 
@@ -211,9 +213,7 @@ def test_tied_embeddings_make_the_logits(make: Make, tmp_path: Path) -> None:
     assert again.read_bytes() == (tmp_path / "out.gguf").read_bytes()
 
 
-def test_columns_that_do_not_divide_stay_f16(
-    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_columns_that_do_not_divide_stay_f16(make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def narrow(weights: Weights) -> None:
         name = "model.layers.0.mlp.{}_proj.weight"
         for part, shape in (("gate", (90, HIDDEN)), ("up", (90, HIDDEN)), ("down", (HIDDEN, 90))):
@@ -279,10 +279,11 @@ def test_incomplete_shards(make: Make, tmp_path: Path) -> None:
         produce_gguf(source, tmp_path / "out.gguf", "F16")
     (source / checkpoint.INDEX).unlink()
     shutil.copy(source / "model-00001-of-00002.safetensors", source / "other.safetensors")
-    with pytest.raises(CorruptFileError, match="and no model.safetensors.index.json"):
+    with pytest.raises(CorruptFileError, match=r"and no model\.safetensors\.index\.json"):
         produce_gguf(source, tmp_path / "out.gguf", "F16")
 
 
+ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 REFUSALS: list[tuple[dict[str, Any], type[QlangchainError], str]] = [
     ({"quantization_config": {"quant_method": "gptq"}}, UnsupportedModelError, r"already quantized \(gptq\)"),
     ({"auto_map": {"AutoModel": "modeling.X"}}, UnsafeWeightsError, "auto_map"),
@@ -303,7 +304,9 @@ REFUSALS: list[tuple[dict[str, Any], type[QlangchainError], str]] = [
     ({"rms_norm_eps": 0}, CorruptFileError, "rms_norm_eps = 0"),
     ({"vocab_size": 290}, CorruptFileError, r"has the shape \[300, 64\]; config.json says \[290, 64\]"),
     ({"vocab_size": 100}, CorruptFileError, "config.json says vocab_size 100"),
-    ({"attention_bias": True, "architectures": ["Qwen3ForCausalLM"], "head_dim": 16}, UnsupportedModelError, "no model"),
+    ({"attention_bias": True, "architectures": ["Qwen3ForCausalLM"]}, UnsupportedModelError, "no model.layers.0.self"),
+    ({"rope_scaling": "linear"}, CorruptFileError, "not a table"),
+    ({"rope_theta": 1e300}, CorruptFileError, "rope_theta"),
 ]  # fmt: skip
 
 
@@ -311,7 +314,7 @@ REFUSALS: list[tuple[dict[str, Any], type[QlangchainError], str]] = [
 def test_models_that_cannot_be_converted(
     make: Make, tmp_path: Path, changes: dict[str, Any], error: type[QlangchainError], words: str
 ) -> None:
-    if "vocab_size" in changes or "num_key_value_heads" in changes or changes.get("hidden_size", 1) in (None, True):
+    if changes.keys() & {"vocab_size", "num_key_value_heads", "hidden_size"}:  # the weights stay as they were
         source = make()
         config = {key: value for key, value in (CONFIG | changes).items() if value is not None}
         (source / "config.json").write_text(json.dumps(config))
@@ -332,7 +335,7 @@ def test_directories_that_hold_no_model(make: Make, tmp_path: Path) -> None:
     with pytest.raises(NoWeightsError):
         produce_gguf(empty, out, "F16")
     (empty / "pytorch_model.bin").write_bytes(b"PK")
-    with pytest.raises(UnsafeWeightsError, match="pytorch_model.bin"):
+    with pytest.raises(UnsafeWeightsError, match=r"pytorch_model\.bin"):
         produce_gguf(empty, out, "F16")
     (empty / "adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(UnsupportedModelError, match="LoRA"):
@@ -342,7 +345,7 @@ def test_directories_that_hold_no_model(make: Make, tmp_path: Path) -> None:
         produce_gguf(source / "config.json", out, "F16")
     with pytest.raises(InvalidInputError, match="is a directory"):
         produce_gguf(source, empty, "F16")
-    with pytest.raises(InvalidInputError, match="F32.*Q4_K_M"):
+    with pytest.raises(InvalidInputError, match=r"F32.*Q4_K_M"):
         produce_gguf(source, out, "Q9_9")
     for name, content in (("tokenizer.json", None), ("config.json", "{"), ("config.json", "[]")):
         source = make()
@@ -377,7 +380,7 @@ def test_unknown_tensors_and_types_are_not_dropped(make: Make, tmp_path: Path) -
     def add(weights: Weights) -> None:
         weights["model.vision.weight"] = np.ones((2, 2), np.float32)
 
-    with pytest.raises(UnsupportedModelError, match="no model.vision.weight"):
+    with pytest.raises(UnsupportedModelError, match=r"no model\.vision\.weight"):
         produce_gguf(make(change=add), tmp_path / "out.gguf", "F16")
 
     def computed(weights: Weights) -> None:
@@ -430,9 +433,7 @@ def test_a_failure_leaves_what_was_there(
         monkeypatch.setattr(gguf, "verify_gguf", fail)
     elif place != "progress":
         monkeypatch.setattr(os, place, fail)
-    expected = {errno.ENOSPC: DiskFullError, errno.EIO: ProductionError}.get(
-        getattr(fault, "errno", None), type(fault)
-    )
+    expected = {errno.ENOSPC: DiskFullError, errno.EIO: ProductionError}.get(getattr(fault, "errno", None), type(fault))
     with pytest.raises(expected):
         produce_gguf(source, room / "out.gguf", "Q8_0", progress=fail if place == "progress" else None)
     monkeypatch.undo()
@@ -614,6 +615,32 @@ def test_tokenizers_that_are_not_guessed(
         read_tokenizer(make(tokenizer=tokenizer), VOCAB)
 
 
+JUNK: list[Any] = [None, True, -1, 0, 2**70, 1e308, "", "x", "\ud800", [], [[]], {}, {"type": "Sequence"}, [None] * 3]
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_junk_anywhere_in_the_json_is_an_error_of_ours(make: Make, tmp_path: Path, data: st.DataObject) -> None:
+    source = make(tokenizer=TOKENIZER | {"post_processor": template("<|endoftext|>", "A")}, rope_scaling=ROPE)
+    (source / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "x"}, "chat_template": "y"}))
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": [257, 258]}))
+    names = ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"]
+    path = source / data.draw(st.sampled_from(names))
+    whole: Any = [json.loads(path.read_text())]
+    node, key = whole, 0
+    while isinstance(node[key], dict | list) and node[key] and (node is whole or data.draw(st.booleans())):
+        node = node[key]
+        key = data.draw(st.sampled_from(list(node) if isinstance(node, dict) else list(range(len(node)))))
+    node[key] = data.draw(st.sampled_from(JUNK))
+    path.write_text(json.dumps(whole[0]))
+    try:
+        produce_gguf(source, tmp_path / "out.gguf", "Q8_0")
+    except QlangchainError as error:
+        assert error.message and error.hint  # noqa: PT017 - both outcomes are right
+    else:
+        check_servable(read_gguf_header(tmp_path / "out.gguf"))
+
+
 def test_pretokenizers_are_told_apart() -> None:
     assert recognise(TOKENIZER) == "qwen2"
     assert recognise(changed(normalizer={"type": "NFC"})) == "qwen2"
@@ -622,6 +649,71 @@ def test_pretokenizers_are_told_apart() -> None:
     assert recognise(changed(pre_tokenizer=pre, model={"ignore_merges": True})) == "llama-bpe"
     assert recognise(changed(pre_tokenizer=pre)) == "smaug-bpe"
     assert recognise(changed(pre_tokenizer={"type": "ByteLevel", "add_prefix_space": False})) == "gpt-2"
+
+
+SPM_NORMALIZER = {
+    "type": "Sequence",
+    "normalizers": [
+        {"type": "Prepend", "prepend": "▁"},
+        {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+    ],
+}
+
+
+def spm(merges: list[str], normalizer: Any = SPM_NORMALIZER, pre: Any = None, **more: Any) -> dict[str, Any]:
+    pieces = ["<unk>", *(f"<0x{n:02X}>" for n in range(256)), *"abc▁", "ab", "abc", "bc"]
+    model = {"type": "BPE", "byte_fallback": True, "unk_token": "<unk>", "merges": merges, **more}
+    return {
+        "added_tokens": [{"id": 0, "content": "<unk>", "special": True}],
+        "normalizer": normalizer,
+        "pre_tokenizer": pre,
+        "model": model | {"vocab": {piece: number for number, piece in enumerate(pieces)}},
+    }
+
+
+SORTED = ["a b", "b c", "a bc", "ab c"]
+
+
+def test_merges_become_scores(make: Make, tmp_path: Path) -> None:
+    header = read_gguf_header(produce_gguf(make(tokenizer=spm(SORTED)), tmp_path / "out.gguf", "F16"))
+    check_servable(header)
+    tokens = header.metadata["tokenizer.ggml.tokens"].read()
+    scores = dict(zip(tokens, header.metadata["tokenizer.ggml.scores"], strict=True))
+    assert scores["ab"] > scores["bc"] > scores["abc"] > scores["a"]
+    types = dict(zip(tokens, header.metadata["tokenizer.ggml.token_type"], strict=True))
+    assert (types["<unk>"], types["<0x41>"], types["a"], types["[PAD299]"]) == (2, 6, 1, 5)
+    assert header.metadata["tokenizer.ggml.model"] == "llama"
+    assert header.metadata["tokenizer.ggml.unknown_token_id"] == 0
+    assert header.metadata["tokenizer.ggml.add_space_prefix"] is True
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "words"),
+    [
+        (spm(["a b", "a bc", "b c", "ab c"]), "not sorted"),
+        (spm(["a b", "b c", "ab c"]), "does not merge 'a' and 'bc'"),
+        (spm([*SORTED, "a c"]), "not sorted by the token that they make"),
+        (spm(SORTED, ignore_merges=True), "ignores merges"),
+        (spm(SORTED, normalizer=None), "no blank rule"),
+        (
+            spm(SORTED, None, {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}),
+            "no blank rule",
+        ),
+    ],
+)
+def test_vocabularies_that_llama_cpp_would_join_differently(make: Make, tokenizer: dict[str, Any], words: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=words):
+        read_tokenizer(make(tokenizer=tokenizer), VOCAB)
+
+
+def test_a_vocabulary_without_a_blank_before_the_text(make: Make, tmp_path: Path) -> None:
+    for normalizer, pre in (
+        (SPM_NORMALIZER["normalizers"][1], None),  # type: ignore[index]
+        (None, {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "never", "split": False}),
+    ):
+        source = make(tokenizer=spm(SORTED, normalizer, pre))
+        metadata = read_gguf_header(produce_gguf(source, tmp_path / "out.gguf", "F16")).metadata
+        assert metadata["tokenizer.ggml.add_space_prefix"] is False
 
 
 def test_a_padding_name_that_is_taken(make: Make, tmp_path: Path) -> None:
