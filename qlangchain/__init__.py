@@ -14,28 +14,33 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from qlangchain.hardware import detect as detect_hardware
     from qlangchain.models.chat import ChatQuantized
-    from qlangchain.models.factory import get_chat_model, get_llm
+    from qlangchain.models.embeddings import QuantizedEmbeddings
+    from qlangchain.models.factory import get_chat_model, get_embeddings, get_llm
     from qlangchain.models.llm import QuantizedLLM
     from qlangchain.pipeline import plan
     from qlangchain.selection.choose import choose_quantization_method
 
 __all__ = [
     "ChatQuantized",
+    "QuantizedEmbeddings",
     "QuantizedLLM",
     "__version__",
     "choose_quantization_method",
     "detect_hardware",
     "get_chat_model",
+    "get_embeddings",
     "get_llm",
     "plan",
 ]
 
 _FACE: Final = {
     "ChatQuantized": ("qlangchain.models.chat", "ChatQuantized"),
+    "QuantizedEmbeddings": ("qlangchain.models.embeddings", "QuantizedEmbeddings"),
     "QuantizedLLM": ("qlangchain.models.llm", "QuantizedLLM"),
     "choose_quantization_method": ("qlangchain.selection.choose", "choose_quantization_method"),
     "detect_hardware": ("qlangchain.hardware", "detect"),
     "get_chat_model": ("qlangchain.models.factory", "get_chat_model"),
+    "get_embeddings": ("qlangchain.models.factory", "get_embeddings"),
     "get_llm": ("qlangchain.models.factory", "get_llm"),
     "plan": ("qlangchain.pipeline", "plan"),
 }

@@ -23,6 +23,7 @@ QlangchainError
     ├── EngineFailedError        it answered with an internal error (retryable)
     ├── AuthenticationError      it does not accept the key
     ├── RequestRejectedError     it refuses this request, and would refuse it again
+    ├── MalformedReplyError      its reply is not the JSON or the tool call that was asked for
     └── PromptTooLongError       prompt and answer do not fit the context
 
 Every error has a message that says what was wrong, a `hint` that says what to do next, and
@@ -175,10 +176,21 @@ class RequestRejectedError(EngineError):
     """The engine refuses this request (HTTP 4xx); sending it again would not help."""
 
 
-class PromptTooLongError(EngineError):
-    """The prompt does not fit the context. `prompt_tokens` were asked, `context_length` are there.
+class MalformedReplyError(EngineError):
+    """The reply is not the JSON or the tool call that was asked for; `text` is what came instead."""
 
-    Either may be None where the server does not say it.
+    default_hint = "Try another prompt or a larger model."
+
+    def __init__(self, message: str, *, hint: str | None = None, text: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.text = text
+
+
+class PromptTooLongError(EngineError):
+    """Prompt and answer do not fit the context.
+
+    `prompt_tokens` were asked and `reserved_tokens` are kept for the answer, where `context_length` are there.
+    Each may be None where the server does not say it.
     """
 
     default_hint = "Shorten the prompt, or pass a larger context_length= where the model allows it."
@@ -190,7 +202,9 @@ class PromptTooLongError(EngineError):
         hint: str | None = None,
         prompt_tokens: int | None = None,
         context_length: int | None = None,
+        reserved_tokens: int | None = None,
     ) -> None:
         super().__init__(message, hint=hint)
         self.prompt_tokens = prompt_tokens
         self.context_length = context_length
+        self.reserved_tokens = reserved_tokens

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -49,6 +50,8 @@ class Prepared:
     plan: Plan
     artifact: Artifact
     channel: Channel
+    engine: EngineFacts
+    template_hash: str
 
 
 def plan(
@@ -170,12 +173,38 @@ def prepare(
     offline: bool | None = None,
     progress: Progress | None = None,
 ) -> Prepared:
-    """Locate, plan, and make the artifact where it has to be made. The engine is started by the first call."""
+    """Locate, plan, and make the artifact where it has to be made. The engine is started by the first call.
+
+    What was prepared is remembered as long as the model's files, the arguments and the settings are the same.
+    """
+    key = (os.fsdecode(model), wanted, is_offline(offline), settings.read(), os.environ.get("PATH"))
+    stamp = _stamp(sources.DEMO_DIRECTORY if model == sources.DEMO else Path(model).expanduser())
+    known = _prepared.get(key)
+    if known and known[0] == stamp and known[1].artifact.path.exists():
+        return known[1]
     source = sources.locate(model, offline=is_offline(offline))
     chosen = choose(source, wanted)
     artifact = realize(source, chosen, progress)
+    engine = engine_facts(chosen.runtime, wanted.hardware)
+    template = hashlib.sha256((source.chat_template or "").encode()).hexdigest()
     options = EngineOptions(chosen.context_length, chosen.slots, chosen.threads, chosen.gpu_layers)
-    return Prepared(chosen, artifact, Channel(runtime=chosen.runtime, artifact=artifact, options=options))
+    channel = Channel(runtime=chosen.runtime, artifact=artifact, options=options)
+    prepared = Prepared(chosen, artifact, channel, engine, template)
+    _prepared[key] = (stamp, prepared)
+    return prepared
+
+
+_prepared: dict[tuple[Hashable, ...], tuple[object, Prepared]] = {}
+
+
+def _stamp(path: Path) -> object:
+    """What changes when a model's files are replaced: names, sizes in bytes, times in ns."""
+    try:
+        entries = sorted(os.scandir(path), key=lambda entry: entry.name) if path.is_dir() else [path]
+        found = [(entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in entries]
+    except (OSError, ValueError):
+        return object()  # equal to nothing: look again
+    return tuple(found)
 
 
 def realize(source: Source, chosen: Plan, progress: Progress | None = None) -> Artifact:
@@ -193,7 +222,7 @@ def realize(source: Source, chosen: Plan, progress: Progress | None = None) -> A
         def write(target: Path) -> None:
             from qlangchain.produce import gguf
 
-            gguf.produce_gguf(weights, target, chosen.format, progress=progress)
+            gguf.produce_gguf(weights, target, chosen.format, name=source.facts.name, progress=progress)
 
         path, digest = store.make(key, about, write)
     return Artifact(

@@ -167,23 +167,35 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """The settings that an engine is started with; engines are shared by calls that agree on them."""
+    """The settings that an engine is started with; engines are shared by calls that agree on them.
+
+    `pooling` makes it an engine for embeddings: how the vectors of a text's tokens become one ("mean", "cls" for
+    the first token's, "last"). None is an engine that generates.
+    """
 
     context_length: int
     slots: int = 1
     threads: int = 1
     gpu_layers: int = 0
+    pooling: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a runtime's server really does; what it lacks is refused on our side, never sent in hope."""
+    """What a runtime's server really does; what it lacks is refused on our side, never sent in hope.
+
+    `tokenize` means llama.cpp's `/tokenize` and embeddings of token ids, `raw_embeddings` that a request can ask
+    for vectors of their own length (llama.cpp's `embd_normalize`).
+    """
 
     usage_in_stream: bool = True
     logprobs: bool = False
     tools: bool = False
     json_schema: bool = False
     raw_completions: bool = True
+    counts_tokens: bool = False
+    tokenize: bool = False
+    raw_embeddings: bool = False
     sampling: frozenset[str] = frozenset({"temperature", "top_p", "max_tokens", "stop", "seed"})
 
 
@@ -192,7 +204,8 @@ class Endpoint:
     """A server that speaks the OpenAI protocol at `base_url` (which ends without `/v1`).
 
     `greeting` is a path that a live server answers at once. It is asked before each request where set, so that
-    a server that is just dying is told from one that dies during the call.
+    a server that is just dying is told from one that dies during the call. `context_length` is in tokens per
+    request, None where it is not known.
     """
 
     base_url: str
@@ -202,3 +215,4 @@ class Endpoint:
     runtime_version: str = ""
     capabilities: Capabilities = Capabilities()
     greeting: str | None = None
+    context_length: int | None = None

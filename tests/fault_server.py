@@ -74,7 +74,7 @@ Play = Callable[[Connection], None]
 
 @dataclass
 class FaultServer:
-    """The server: its `url`, the `requests` that came, and two events: one `arrived`, a client `closed` a waiting stream."""
+    """The server: its `url`, the `requests` that came; events say that one arrived, or closed a waiting stream."""
 
     url: str
     plays: list[Play] = field(default_factory=list)

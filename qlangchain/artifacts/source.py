@@ -47,6 +47,7 @@ class Source:
     facts: ModelFacts
     files: tuple[GgufFile, ...] = ()
     weights: Path | None = None
+    chat_template: str | None = None
 
     @property
     def weight_bytes(self) -> int:
@@ -108,7 +109,7 @@ def _file(path: Path) -> Source:
     if path.suffix == ".safetensors":
         raise InvalidInputError(f"{path.name} is one file of a model.", hint=f"Pass its directory, {path.parent}.")
     file, header = _gguf(path)
-    return Source(facts=_gguf_facts(header), files=(file,))
+    return Source(facts=_gguf_facts(header), files=(file,), chat_template=_header_template(header))
 
 
 def _directory(path: Path, *, name: str) -> Source:
@@ -116,10 +117,11 @@ def _directory(path: Path, *, name: str) -> Source:
     weights = sorted(path.glob("*.safetensors"))
     if weights:
         files = tuple(_gguf(p)[0] for p in ggufs)
-        return Source(facts=_config_facts(path, name), files=files, weights=path)
+        return Source(_config_facts(path, name), files, weights=path, chat_template=_directory_template(path))
     if ggufs:
         read = [_gguf(p) for p in ggufs]
-        return Source(facts=_gguf_facts(read[0][1]), files=tuple(file for file, _ in read))
+        header = read[0][1]
+        return Source(_gguf_facts(header), tuple(file for file, _ in read), chat_template=_header_template(header))
     pickles = sorted(p.name for p in path.iterdir() if p.suffix in _PICKLES)
     if pickles:
         raise UnsafeWeightsError(
@@ -127,6 +129,21 @@ def _directory(path: Path, *, name: str) -> Source:
             hint="Take the model's safetensors or GGUF files; the hub has a converter for repositories without them.",
         )
     raise NoWeightsError(f"{path} holds no weights.", hint="Expected *.safetensors with config.json, or *.gguf.")
+
+
+def _header_template(header: GgufHeader) -> str | None:
+    template = header.metadata.get("tokenizer.chat_template")
+    return template if isinstance(template, str) else None
+
+
+def _directory_template(path: Path) -> str | None:
+    try:
+        if (path / "chat_template.jinja").is_file():
+            return (path / "chat_template.jinja").read_text(encoding="utf-8")
+        template = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
+    except (OSError, ValueError, AttributeError):
+        return None  # who serves or converts the model will say what is wrong with its files
+    return template if isinstance(template, str) else None
 
 
 def _is_companion(path: Path) -> bool:

@@ -28,8 +28,8 @@ def load(directory: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype="auto").to(device).eval()
-    return model, Tokenizer.from_file(str(directory / "tokenizer.json"))
+    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype="auto")
+    return model.to(device).eval(), Tokenizer.from_file(str(directory / "tokenizer.json"))
 
 
 def right_tokens(model: Any, tokenizer: Any, examples: list[Example]) -> list[list[bool]]:

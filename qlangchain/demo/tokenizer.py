@@ -98,7 +98,7 @@ def train_tokenizer(texts: Iterable[str], size: int = VOCABULARY, words: int = 1
     room = size - len(CONTROL) - len(VISIBLE)
 
     first = Tokenizer(models.BPE())
-    first.pre_tokenizer = pre_tokenizers.Sequence([split, letters, to_bytes])  # type: ignore[assignment]
+    first.pre_tokenizer = pre_tokenizers.Sequence([split, letters, to_bytes])
     # A token of 15 bytes is five Chinese characters: longer ones would be whole memorised phrases.
     trainer = trainers.BpeTrainer(
         vocab_size=room - words, initial_alphabet=alphabet, max_token_length=15, show_progress=False
@@ -120,8 +120,8 @@ def train_tokenizer(texts: Iterable[str], size: int = VOCABULARY, words: int = 1
         vocabulary[f"<|unused_{number}|>"] = len(vocabulary)
 
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
+    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in VISIBLE])
     return tokenizer

@@ -66,7 +66,8 @@ def build_model(tokenizer: Any, layers: int) -> Any:
         pad_token_id=pad,
     )
     model = LlamaForCausalLM(config)
-    model.generation_config = GenerationConfig(do_sample=False, eos_token_id=[end, pad], pad_token_id=pad)
+    generation: Any = GenerationConfig
+    model.generation_config = generation(do_sample=False, eos_token_id=[end, pad], pad_token_id=pad)
     return model
 
 
@@ -97,7 +98,7 @@ def summed(parameters: list[Any], extra: float) -> float:
     import torch
     import torch.distributed as dist
 
-    flat = torch.cat([p.grad.flatten() for p in parameters] + [torch.tensor([extra])])
+    flat: Any = torch.cat([p.grad.flatten() for p in parameters] + [torch.tensor([extra])])
     dist.all_reduce(flat)
     for parameter, part in zip(parameters, flat[:-1].split([p.numel() for p in parameters]), strict=True):
         parameter.grad.copy_(part.view_as(parameter))
@@ -111,7 +112,7 @@ def shared(model: Any, settings: Settings) -> None:
 
     for source in range(settings.processes):
         own = matrices(model)[source :: settings.processes]
-        flat = torch.cat([p.data.flatten() for p in own])
+        flat: Any = torch.cat([p.data.flatten() for p in own])
         dist.broadcast(flat, source)
         for parameter, part in zip(own, flat.split([p.numel() for p in own]), strict=True):
             parameter.data.copy_(part.view_as(parameter))
@@ -149,7 +150,7 @@ def train(model: Any, tokenizer: Any, pairs: list[Pair], settings: Settings, ran
         # 2. Right padding needs no attention mask under causal attention; the head sees only answer tokens.
         batch = waiting.pop()
         rows = batch[rank :: settings.processes]
-        loss = torch.zeros(())
+        loss: Any = torch.zeros(())
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.zero_()
         if rows:
@@ -207,6 +208,7 @@ def work(rank: int, out: Path, settings: Settings, meeting: str) -> None:
 def run(out: Path, settings: Settings) -> None:
     """Train, save in bf16, measure, and write the card beside the model."""
     import torch
+    from torch.multiprocessing.spawn import spawn
 
     out.mkdir(parents=True, exist_ok=True)
     if torch.cuda.is_available():
@@ -214,7 +216,8 @@ def run(out: Path, settings: Settings) -> None:
     with tempfile.TemporaryDirectory() as directory:
         arguments = (out, settings, f"{directory}/meeting")
         if settings.processes > 1:
-            torch.multiprocessing.spawn(work, arguments, nprocs=settings.processes)
+            start: Any = spawn
+            start(work, arguments, nprocs=settings.processes)
         else:
             work(0, *arguments)
     facts = json.loads((out / "training.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What the text model and the chat model share: their arguments, and the way to an engine."""
+"""What all models share (where they run), and what those share that generate (how they sample)."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import os
 import threading
 import warnings
 from collections.abc import AsyncIterator, Iterator, Mapping
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import anyio.to_thread
+from langchain_core.language_models import LangSmithParams
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from qlangchain import pipeline
-from qlangchain.errors import QlangchainWarning, UnsupportedRequestError
+from qlangchain.errors import QlangchainError, QlangchainWarning, UnsupportedRequestError
 from qlangchain.models.errors import translated
 from qlangchain.runtimes import remote
 from qlangchain.runtimes.channel import Channel
@@ -37,8 +38,8 @@ _NO_MODEL: Final = (
 )
 
 
-class Quantized(BaseModel):
-    """The arguments of every qlangchain model. The object is a cheap value: engines live in the pool."""
+class Located(BaseModel):
+    """Where a model comes from and where it runs. The object is a cheap value: engines live in the pool."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -65,29 +66,15 @@ class Quantized(BaseModel):
     timeout: float | None = Field(default=None, gt=0, description="Seconds for a whole answer; None: no limit.")
     max_retries: int = Field(default=2, ge=0, le=20, description="Tries again where nothing began.")
 
-    temperature: float | None = Field(default=None, ge=0, description="0 is greedy; None: the engine's default.")
-    top_p: float | None = Field(default=None, ge=0, le=1)
-    top_k: int | None = Field(default=None, ge=0)
-    min_p: float | None = Field(default=None, ge=0, le=1)
-    max_tokens: int | None = Field(default=None, ge=1, description="None: as many as the context has room for.")
-    seed: int | None = Field(default=None)
-    repeat_penalty: float | None = Field(default=None, gt=0)
-    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    stop: list[str] | None = Field(default=None, description="Where to stop; a call's own stop replaces it.")
+    _must_list: ClassVar[bool] = True  # an endpoint has to list its models
 
     @field_validator("model", mode="before")
     @classmethod
     def _path_as_text(cls, value: Any) -> Any:
         return os.fsdecode(value) if isinstance(value, os.PathLike) else value
 
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _one_stop(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
-
     @model_validator(mode="after")
-    def _check_words(self) -> Quantized:
+    def _check_words(self) -> Located:
         self._requirements()
         return self
 
@@ -133,7 +120,49 @@ class Quantized(BaseModel):
         if not self.endpoint:
             return self._prepared().channel
         key = self.api_key.get_secret_value() if self.api_key else None
-        return Channel(endpoint=remote.connect(self.endpoint, model=self.model, api_key=key))
+        return Channel(endpoint=remote.connect(self.endpoint, model=self.model, api_key=key, must_list=self._must_list))
+
+
+class Quantized(Located):
+    """The arguments of every model that generates: where it runs, and how it samples."""
+
+    temperature: float | None = Field(default=None, ge=0, description="0 is greedy; None: the engine's default.")
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    top_k: int | None = Field(default=None, ge=0)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    max_tokens: int | None = Field(default=None, ge=1, description="None: as many as the context has room for.")
+    seed: int | None = Field(default=None)
+    repeat_penalty: float | None = Field(default=None, gt=0)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    stop: list[str] | None = Field(default=None, description="Where to stop; a call's own stop replaces it.")
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_stop(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    async def _ready(self) -> None:
+        """Prepare in a thread: planning reads files, and making an artifact takes seconds.
+
+        LangChain asks for the identity of the model in the event loop, before the call itself.
+        """
+        if not self.endpoint:
+            with contextlib.suppress(QlangchainError):  # the call itself will raise it
+                await anyio.to_thread.run_sync(self._prepared)
+
+    def _traced(self, params: LangSmithParams, stop: list[str] | None, kwargs: Mapping[str, Any]) -> LangSmithParams:
+        """Fill in what LangSmith's traces show of the model."""
+        params["ls_provider"] = "qlangchain"
+        params["ls_model_name"] = str(kwargs.get("model") or self.model or "demo")
+        for name, key in (("temperature", "ls_temperature"), ("max_tokens", "ls_max_tokens")):
+            value = kwargs.get(name, getattr(self, name))
+            if value is not None:
+                params[key] = value  # type: ignore[literal-required]
+        stops = self.stop if stop is None else stop
+        if stops:
+            params["ls_stop"] = stops
+        return params
 
     def _deltas(self, path: str, content: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Delta]:
         with translated():
@@ -180,6 +209,23 @@ class Quantized(BaseModel):
         return {**found, "notices": list(prepared.plan.notices)} if prepared.plan.notices else found
 
     def _identity(self) -> dict[str, Any]:
+        """What tells this model's answers from another's: the artifact and how it is run, and all settings."""
+        own = self._arguments()
+        if self.endpoint:
+            return own
+        try:
+            prepared = self._prepared()
+        except QlangchainError:
+            return own  # the call itself will raise it
+        return {
+            **own,
+            "artifact": prepared.artifact.digest,
+            "engine": prepared.engine.version,
+            "context_length": prepared.plan.context_length,
+            "chat_template": prepared.template_hash,
+        }
+
+    def _arguments(self) -> dict[str, Any]:
         shown = {name: getattr(self, name) for name in Quantized.model_fields if name not in ("api_key", "preload")}
         return {name: value for name, value in shown.items() if value is not None}
 

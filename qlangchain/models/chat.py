@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Final, Literal
 
+import anyio.to_thread
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel, LangSmithParams
-from langchain_core.messages import BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from pydantic import ConfigDict
+from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput, ModelProfile
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
+from langchain_core.runnables import Runnable
+from langchain_core.tools import BaseTool
+from pydantic import BaseModel, ConfigDict, Field
 
+from qlangchain.errors import MalformedReplyError
+from qlangchain.models import requests, structured
+from qlangchain.models import tools as tools_module
 from qlangchain.models.base import Quantized
 from qlangchain.models.errors import translated
 from qlangchain.models.messages import to_chunk, to_message, to_openai
-from qlangchain.runtimes.protocol import CHAT
+from qlangchain.models.profile import profile_of
+from qlangchain.models.replies import Retry
+from qlangchain.models.requests import Request
+from qlangchain.runtimes.protocol import Delta
+
+_UNKNOWN_CONTEXT: Final = 4096  # tokens; what is assumed of a server that does not say
 
 
 class ChatQuantized(Quantized, BaseChatModel):
@@ -26,13 +39,12 @@ class ChatQuantized(Quantized, BaseChatModel):
 
     """
 
-    # LangChain's classes accept any argument; a misspelt one must not be lost.
-    model_config = Quantized.model_config
-
     # LangChain's own configuration would win over the mixin's, and let misspelt arguments pass.
     model_config = ConfigDict(extra="forbid")
 
-    streaming: bool = False
+    streaming: bool = Field(default=False, description="Let invoke() stream to callbacks, as LangChain defines it.")
+    logprobs: bool | None = Field(default=None, description="Put the tokens' log-probabilities into the metadata.")
+    top_logprobs: int | None = Field(default=None, ge=0, le=100, description="Alternatives for each token.")
 
     @property
     def _llm_type(self) -> str:
@@ -40,10 +52,77 @@ class ChatQuantized(Quantized, BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return self._identity()
+        return {**self._identity(), "logprobs": self.logprobs, "top_logprobs": self.top_logprobs}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        return _ls_params(self, "chat", super()._get_ls_params(stop=stop, **kwargs), stop)
+        return self._traced(super()._get_ls_params(stop=stop, **kwargs), stop, kwargs)
+
+    def _resolve_model_profile(self) -> ModelProfile | None:
+        return None if self.endpoint else profile_of(self.model or "demo", self.context_length, offline=self.offline)
+
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: dict[str, str] | bool | str | None = None,
+        strict: bool | None = None,
+        parallel_tool_calls: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Bind tools: functions, pydantic classes, TypedDicts, BaseTools or schemas.
+
+        Args:
+            tools: what the model may call.
+            tool_choice: "auto" (the default), "any" or "required" or True for some tool, "none", or a tool's name.
+                A forced call is held by the engine's grammar to the tool's schema, and then checked.
+            strict: handed on into the tools' schemas; calls fit their schema in any case.
+            parallel_tool_calls: whether several calls in one reply are allowed, where the server honours it.
+            **kwargs: further arguments of the call, such as response_format or temperature.
+
+        Raises:
+            InvalidInputError: a tool without a schema, a schema that is none, an unknown tool_choice.
+
+        """
+        bound = tools_module.to_openai(tools, strict=strict)
+        if tool_choice is not None and bound:
+            tools_module.choose(tool_choice, bound)
+            kwargs["tool_choice"] = tool_choice
+        if parallel_tool_calls is not None:
+            kwargs["parallel_tool_calls"] = parallel_tool_calls
+        return self.bind(tools=bound, **kwargs)
+
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type | None = None,
+        *,
+        method: Literal["json_schema", "function_calling", "json_mode"] = "json_schema",
+        include_raw: bool = False,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
+        """Return a chain that answers with values of `schema`, which the engine's grammar enforces.
+
+        Args:
+            schema: a pydantic class (v2 or v1), a TypedDict or a JSON schema.
+            method: "json_schema", "function_calling" (a forced tool call) or "json_mode".
+            include_raw: give a dict of raw, parsed and parsing_error instead of the value.
+            strict: handed on; the schema is enforced in any case.
+            **kwargs: none; what is not known is refused.
+
+        """
+        return structured.structured(self, schema, method=method, include_raw=include_raw, strict=strict, **kwargs)
+
+    async def agenerate(self, *args: Any, **kwargs: Any) -> LLMResult:
+        """Do what BaseChatModel does, after preparing outside the event loop."""
+        await self._ready()
+        return await super().agenerate(*args, **kwargs)
+
+    async def astream(self, *args: Any, **kwargs: Any) -> AsyncIterator[AIMessageChunk]:
+        """Do what BaseChatModel does, after preparing outside the event loop."""
+        await self._ready()
+        async with contextlib.aclosing(super().astream(*args, **kwargs)) as chunks:  # type: ignore[type-var]
+            async for chunk in chunks:
+                yield chunk
 
     def _generate(
         self,
@@ -53,9 +132,7 @@ class ChatQuantized(Quantized, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         with translated():
-            content = {"messages": to_openai(messages)}
-            deltas = list(self._deltas(CHAT, content, self._sampling(stop, kwargs)))
-            message = to_message(deltas, self._metadata())
+            message = to_message(list(self._replies(messages, stop, kwargs)), self._metadata())
         return ChatResult(generations=[ChatGeneration(message=message)])
 
     async def _agenerate(
@@ -66,9 +143,7 @@ class ChatQuantized(Quantized, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         with translated():
-            content = {"messages": to_openai(messages)}
-            deltas = [delta async for delta in self._adeltas(CHAT, content, self._sampling(stop, kwargs))]
-            message = to_message(deltas, self._metadata())
+            message = to_message([delta async for delta in self._areplies(messages, stop, kwargs)], self._metadata())
         return ChatResult(generations=[ChatGeneration(message=message)])
 
     def _stream(
@@ -78,9 +153,8 @@ class ChatQuantized(Quantized, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        with translated():
-            content = {"messages": to_openai(messages)}
-            for delta in self._deltas(CHAT, content, self._sampling(stop, kwargs)):
+        with translated(), contextlib.closing(self._replies(messages, stop, kwargs)) as deltas:  # type: ignore[type-var]
+            for delta in deltas:
                 chunk = to_chunk(delta, self._metadata() if delta.finish_reason else {})
                 if chunk is not None:
                     yield ChatGenerationChunk(message=chunk)
@@ -93,15 +167,84 @@ class ChatQuantized(Quantized, BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         with translated():
-            content = {"messages": to_openai(messages)}
-            async for delta in self._adeltas(CHAT, content, self._sampling(stop, kwargs)):
-                chunk = to_chunk(delta, self._metadata() if delta.finish_reason else {})
-                if chunk is not None:
-                    yield ChatGenerationChunk(message=chunk)
+            async with contextlib.aclosing(self._areplies(messages, stop, kwargs)) as deltas:  # type: ignore[type-var]
+                async for delta in deltas:
+                    chunk = to_chunk(delta, self._metadata() if delta.finish_reason else {})
+                    if chunk is not None:
+                        yield ChatGenerationChunk(message=chunk)
+
+    def _request(
+        self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
+    ) -> tuple[Request, dict[str, Any]]:
+        """Turn a call into what is sent and its sampling settings."""
+        given = {"logprobs": self.logprobs, "top_logprobs": self.top_logprobs, **kwargs}
+        bound: dict[str, Any] = {name: given.pop(name) for name in requests.BOUND if name in given}
+        sampling = self._sampling(stop, given)
+        channel = self._channel()
+        # Without max_tokens an answer may take what the prompt leaves; half of the context is a fair guess.
+        tokens = sampling["max_tokens"] or (channel.context_length or _UNKNOWN_CONTEXT) // 2
+        return requests.build(to_openai(messages), bound, channel.capabilities, tokens), sampling
+
+    def _replies(self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]) -> Iterator[Delta]:
+        """Yield the deltas of a reply that has been checked; a mangled tool call is asked for once more, forced."""
+        request, sampling = self._request(messages, stop, kwargs)
+        reader = request.reader()
+        with contextlib.closing(self._deltas(request.path, request.content, sampling)) as deltas:  # type: ignore[type-var]
+            for delta in deltas:
+                yield from reader.feed(delta)
+        try:
+            yield from reader.end()
+            return
+        except Retry:
+            spent = _usage(reader.last)
+        again = _forced(request)
+        reader = again.reader()
+        for delta in self._deltas(again.path, again.content, sampling):
+            yield from reader.feed(_with(delta, spent))
+        yield from reader.end()
+
+    async def _areplies(
+        self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
+    ) -> AsyncIterator[Delta]:
+        """Do what `_replies` does in an event loop."""
+        request, sampling = await anyio.to_thread.run_sync(self._request, messages, stop, kwargs)
+        reader = request.reader()
+        async with contextlib.aclosing(self._adeltas(request.path, request.content, sampling)) as deltas:  # type: ignore[type-var]
+            async for delta in deltas:
+                for checked in reader.feed(delta):
+                    yield checked
+        try:
+            for checked in reader.end():
+                yield checked
+            return
+        except Retry:
+            spent = _usage(reader.last)
+        again = _forced(request)
+        reader = again.reader()
+        async for delta in self._adeltas(again.path, again.content, sampling):
+            for checked in reader.feed(_with(delta, spent)):
+                yield checked
+        for checked in reader.end():
+            yield checked
 
 
-def _ls_params(model: Quantized, kind: Any, params: LangSmithParams, stop: list[str] | None) -> LangSmithParams:
-    params["ls_provider"] = "qlangchain"
-    params["ls_model_name"] = model.model or "demo"
-    params["ls_model_type"] = kind
-    return params
+def _forced(request: Request) -> Request:
+    if request.forced is None:
+        raise MalformedReplyError("The reply calls a tool in a way that cannot be used.")
+    return request.forced
+
+
+def _usage(deltas: Sequence[Delta]) -> dict[str, int]:
+    """The tokens that a first pass has cost."""
+    return {
+        name: sum(int((delta.usage or {}).get(name) or 0) for delta in deltas)
+        for name in ("prompt_tokens", "completion_tokens")
+    }
+
+
+def _with(delta: Delta, spent: dict[str, int]) -> Delta:
+    """Add what a first pass has cost to the counts of the second."""
+    if not delta.usage:
+        return delta
+    total = {name: int(delta.usage.get(name) or 0) + count for name, count in spent.items()}
+    return replace(delta, usage={**delta.usage, **total})

@@ -1,4 +1,4 @@
-"""`get_llm` and `get_chat_model`: the plain way to make a model object."""
+"""`get_llm`, `get_chat_model` and `get_embeddings`: the plain way to make a model object."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from os import PathLike
 from typing import Any
 
 from qlangchain.models.chat import ChatQuantized
+from qlangchain.models.embeddings import QuantizedEmbeddings
 from qlangchain.models.llm import QuantizedLLM
 
 
@@ -32,3 +33,19 @@ def get_llm(model: str | PathLike[str] | None = None, **arguments: Any) -> Quant
 def get_chat_model(model: str | PathLike[str] | None = None, **arguments: Any) -> ChatQuantized:
     """Return a LangChain chat model. It takes what `get_llm` takes, apart from raw."""
     return ChatQuantized(model=model, **arguments)
+
+
+def get_embeddings(model: str | PathLike[str] | None = None, **arguments: Any) -> QuantizedEmbeddings:
+    """Return LangChain embeddings: one vector per text.
+
+    Args:
+        model: as for `get_llm`. Take a model that was trained for embeddings; one that was trained to generate
+            gives vectors too, which retrieve badly.
+        **arguments: those of `plan`, endpoint= and api_key=, timeout, max_retries, preload, and pooling ("mean",
+            "cls", "last"; None is the model's own), normalize, truncate and batch_size.
+
+    Example:
+        >>> vectors = get_embeddings("demo").embed_documents(["What is GPTQ?", "What is AWQ?"])  # doctest: +SKIP
+
+    """
+    return QuantizedEmbeddings(model=model, **arguments)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from typing import Any, Final
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -15,12 +16,15 @@ from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from langchain_core.prompt_values import ChatPromptValue, PromptValue
 from pydantic import ConfigDict, Field
 
-from qlangchain.models.base import Quantized
+from qlangchain.models.base import SAMPLING, Quantized
 from qlangchain.models.errors import translated
 from qlangchain.models.messages import MessagesPrompt, MessagesPromptValue, to_openai, to_usage
 from qlangchain.runtimes.protocol import CHAT, COMPLETION, Delta
 
 _MOST_AT_ONCE: Final = 32  # requests in flight for one batch; the engine queues what exceeds its slots
+
+
+_call_settings: ContextVar[dict[str, Any]] = ContextVar("call_settings", default={})  # noqa: B039 - never changed
 
 
 class QuantizedLLM(Quantized, BaseLLM):
@@ -36,9 +40,6 @@ class QuantizedLLM(Quantized, BaseLLM):
 
     """
 
-    # LangChain's classes accept any argument; a misspelt one must not be lost.
-    model_config = Quantized.model_config
-
     # LangChain's own configuration would win over the mixin's, and let misspelt arguments pass.
     model_config = ConfigDict(extra="forbid")
 
@@ -50,12 +51,10 @@ class QuantizedLLM(Quantized, BaseLLM):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return {**self._identity(), "raw": self.raw}
+        return {**self._identity(), "raw": self.raw, **_call_settings.get()}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        params = super()._get_ls_params(stop=stop, **kwargs)
-        params["ls_provider"], params["ls_model_name"] = "qlangchain", self.model or "demo"
-        return params
+        return self._traced(super()._get_ls_params(stop=stop, **kwargs), stop, kwargs)
 
     def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
         # LangChain would flatten messages into "Human: ..." here, which no model was trained on.
@@ -68,6 +67,30 @@ class QuantizedLLM(Quantized, BaseLLM):
         if self.raw:
             return COMPLETION, {"prompt": prompt}
         return CHAT, {"messages": to_openai([HumanMessage(prompt)])}
+
+    def generate(self, *args: Any, **kwargs: Any) -> LLMResult:
+        """Do what BaseLLM does, with the call's own settings in the cache key, where BaseLLM forgets them."""
+        token = _call_settings.set({name: kwargs[name] for name in SAMPLING if name in kwargs})
+        try:
+            return super().generate(*args, **kwargs)
+        finally:
+            _call_settings.reset(token)
+
+    async def agenerate(self, *args: Any, **kwargs: Any) -> LLMResult:
+        """Do what `generate` does, after preparing outside the event loop."""
+        await self._ready()
+        token = _call_settings.set({name: kwargs[name] for name in SAMPLING if name in kwargs})
+        try:
+            return await super().agenerate(*args, **kwargs)
+        finally:
+            _call_settings.reset(token)
+
+    async def astream(self, *args: Any, **kwargs: Any) -> AsyncIterator[str]:
+        """Do what BaseLLM does, after preparing outside the event loop."""
+        await self._ready()
+        async with contextlib.aclosing(super().astream(*args, **kwargs)) as pieces:  # type: ignore[type-var]
+            async for piece in pieces:
+                yield piece
 
     def _generate(
         self,

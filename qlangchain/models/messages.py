@@ -85,14 +85,23 @@ def to_chunk(delta: Delta, metadata: dict[str, Any]) -> AIMessageChunk | None:
         for call in delta.tool_calls
     ]
     response: dict[str, Any] = {}
+    if delta.logprobs:
+        response["logprobs"] = dict(delta.logprobs)
     if delta.finish_reason:
-        response = {**metadata, "finish_reason": delta.finish_reason}
+        response |= {**metadata, "finish_reason": delta.finish_reason}
     if delta.timings:
         response["timings"] = dict(delta.timings)
     usage = to_usage(delta)
-    if not (delta.text or calls or response or usage):
+    if not (delta.text or delta.reasoning or calls or response or usage):
         return None
-    return AIMessageChunk(content=delta.text, tool_call_chunks=calls, usage_metadata=usage, response_metadata=response)
+    more = {"reasoning_content": delta.reasoning} if delta.reasoning else {}
+    return AIMessageChunk(
+        content=delta.text,
+        additional_kwargs=more,
+        tool_call_chunks=calls,
+        usage_metadata=usage,
+        response_metadata=response,
+    )
 
 
 def to_message(deltas: Sequence[Delta], metadata: dict[str, Any]) -> AIMessage:
@@ -101,13 +110,14 @@ def to_message(deltas: Sequence[Delta], metadata: dict[str, Any]) -> AIMessage:
     text = "".join(delta.text for delta in deltas)
     whole = AIMessageChunk(content=text)
     for delta in deltas:
-        if delta.tool_calls or delta.finish_reason or delta.usage or delta.timings:
+        if delta != Delta(text=delta.text):
             chunk = to_chunk(delta, metadata)
             if chunk is not None:
                 chunk.content = ""
                 whole += chunk
     return AIMessage(
         content=text,
+        additional_kwargs=whole.additional_kwargs,
         tool_calls=whole.tool_calls,
         invalid_tool_calls=whole.invalid_tool_calls,
         usage_metadata=whole.usage_metadata,

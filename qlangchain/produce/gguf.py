@@ -62,12 +62,13 @@ def plan_gguf(source: Path, format: str, *, name: str | None = None) -> GgufPlan
         raise InvalidInputError(f"{format!r} is not written here.", hint=f"Known: {', '.join(FILE_TYPES)}.")
     checkpoint = open_checkpoint(source)
     config = read_config(source)
+    mapped_tensors = map_tensors(config, checkpoint)  # before the tokenizer: it proves vocab_size
     tokenizer = read_tokenizer(source, config.vocab_size)
     notices = [*config.notices, *tokenizer.notices]
     tensors: list[tuple[kv.TensorLayout, Mapped | npt.NDArray[np.float32]]] = []
     if (factors := rope_factors(config)) is not None:
         tensors.append((kv.TensorLayout("rope_freqs.weight", factors.shape, "F32"), factors))
-    for mapped in map_tensors(config, checkpoint):
+    for mapped in mapped_tensors:
         kind = tensor_type(format, mapped.name, mapped.shape, config.tied)
         if kind == "F16" and format not in _WHOLE:
             notices.append(f"{mapped.name} stays F16: its {mapped.shape[-1]} columns do not divide by 32.")

@@ -130,7 +130,7 @@ def _refuse(raw: Mapping[str, Any]) -> None:
 def _model_class(raw: Mapping[str, Any]) -> str:
     classes = raw.get("architectures")
     model_class = classes[0] if isinstance(classes, list) and classes else raw.get("model_type")
-    if model_class not in ARCHITECTURES:
+    if not isinstance(model_class, str) or model_class not in ARCHITECTURES:
         raise UnsupportedModelError(
             f"The architecture {str(model_class)[:60]!r} is not known.",
             hint=f"Known: {', '.join(ARCHITECTURES)}. {_READY_MADE}",
@@ -141,7 +141,7 @@ def _model_class(raw: Mapping[str, Any]) -> str:
         )
     if raw.get("partial_rotary_factor", 1.0) != 1.0:
         raise UnsupportedModelError("Only full rotary embeddings can be converted.", hint=_READY_MADE)
-    return str(model_class)
+    return model_class
 
 
 def _head_dim(raw: Mapping[str, Any], model_class: str, hidden: int, heads: int) -> tuple[int, bool]:

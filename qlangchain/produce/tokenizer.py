@@ -134,7 +134,7 @@ def _pretokenizers() -> dict[str, Any]:
 
 def _added_tokens(data: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     added = {}
-    for token in data.get("added_tokens") or []:
+    for token in _list(data, "added_tokens"):
         if not isinstance(token, dict) or not isinstance(token.get("content"), str) or type(token.get("id")) is not int:
             raise CorruptFileError(
                 "tokenizer.json has an added token without content or id.", hint="Download it again."
@@ -143,10 +143,17 @@ def _added_tokens(data: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return added
 
 
+def _list(table: Mapping[str, Any], key: str) -> list[Any]:
+    value = table.get(key) or []
+    if not isinstance(value, list):
+        raise CorruptFileError(f"tokenizer.json has {key} that are not a list.", hint="Download it again.")
+    return value
+
+
 def _merges(model: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The merges in order. Older files write "a b", newer ones ["a", "b"]."""
     merges = []
-    for merge in model.get("merges") or []:
+    for merge in _list(model, "merges"):
         parts = merge.split(" ") if isinstance(merge, str) else merge
         if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(p, str) and p for p in parts):
             raise CorruptFileError(f"tokenizer.json has the merge {str(merge)[:60]!r}.", hint="Download it again.")

@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from typing import Final, Protocol, runtime_checkable
 
 from qlangchain.errors import InvalidInputError, MissingDependencyError
-from qlangchain.types import Artifact, Endpoint, EngineOptions
+from qlangchain.types import Artifact, Capabilities, Endpoint, EngineOptions
 
 BUILT_IN: Final = {"llamacpp": "qlangchain.runtimes.llamacpp:LlamaCpp"}
 
@@ -20,6 +20,8 @@ BUILT_IN: Final = {"llamacpp": "qlangchain.runtimes.llamacpp:LlamaCpp"}
 @runtime_checkable
 class Engine(Protocol):
     """A server that can be started and stopped any number of times."""
+
+    capabilities: Capabilities
 
     def start(self) -> Endpoint:
         """Return the endpoint of a server that answers, starting it (again) where there is none."""
@@ -32,6 +34,8 @@ class Engine(Protocol):
 
 class RuntimeClass(Protocol):
     """The constructor that the register hands out."""
+
+    capabilities: Capabilities
 
     def __call__(self, artifact: Artifact, options: EngineOptions) -> Engine:
         """Make an engine; nothing is loaded yet."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,10 @@ import anyio.to_thread
 import tenacity
 
 from qlangchain.errors import EngineBusyError, NotConnectedError
-from qlangchain.runtimes import pool, protocol
+from qlangchain.runtimes import base, pool, protocol
 from qlangchain.runtimes.client import Client
 from qlangchain.runtimes.protocol import Delta
-from qlangchain.types import Artifact, Endpoint, EngineOptions
+from qlangchain.types import Artifact, Capabilities, Endpoint, EngineOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,16 @@ class Channel:
     artifact: Artifact | None = None
     options: EngineOptions | None = None
     endpoint: Endpoint | None = None
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the server at the other end does; known without starting it."""
+        return self.endpoint.capabilities if self.endpoint else base.load(self.runtime).capabilities
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens of context per request, where they are known."""
+        return self.endpoint.context_length if self.endpoint else self.options.context_length if self.options else None
 
     def stream(
         self,
@@ -84,6 +94,34 @@ class Channel:
             yield first
             async for delta in rest:
                 yield delta
+
+    def call(
+        self, path: str, body: Callable[[Endpoint], Any], *, timeout: float | None = None, max_retries: int = 2
+    ) -> Any:
+        """Send one request that is not streamed and return its JSON; leased and tried again as `stream` is.
+
+        `body` makes the request for the endpoint that will get it, since servers take different settings.
+        """
+
+        def once() -> Any:
+            with self._lease() as endpoint:
+                return Client(endpoint, timeout=timeout).call("POST", path, body(endpoint))
+
+        return tenacity.Retrying(**_policy(max_retries))(once)
+
+    async def acall(
+        self, path: str, body: Callable[[Endpoint], Any], *, timeout: float | None = None, max_retries: int = 2
+    ) -> Any:
+        """Do what `call` does without blocking the event loop, not even while an engine loads."""
+
+        async def once() -> Any:
+            lease = self._lease()
+            endpoint = await _entered(lease)
+            with contextlib.ExitStack() as held:
+                held.push(lease.__exit__)
+                return await Client(endpoint, timeout=timeout).acall("POST", path, body(endpoint))
+
+        return await tenacity.AsyncRetrying(**_policy(max_retries))(once)
 
     def start(self) -> Endpoint:
         """Start the engine now, for callers who do not want the first call to wait."""

@@ -29,7 +29,7 @@ from qlangchain.errors import (
     NotConnectedError,
     RequestRejectedError,
 )
-from qlangchain.runtimes import protocol
+from qlangchain.runtimes import preflight, protocol
 from qlangchain.runtimes.protocol import Delta, Transcript
 from qlangchain.types import Endpoint
 
@@ -59,9 +59,16 @@ class Client:
         """
         reader = _Reader(self.endpoint, self._timeout)
         with reader.mapped_errors(), self._sync() as http:
-            if self.endpoint.greeting:
-                with reader.greeting():
-                    http.get(self.endpoint.greeting)
+            with contextlib.closing(preflight.steps(self.endpoint, path, body)) as steps:
+                try:
+                    ask = next(steps)
+                    with reader.greeting():
+                        response = http.request(*ask[:2], json=ask[2])
+                    while True:
+                        ask = steps.send(_answer(response))
+                        response = http.request(*ask[:2], json=ask[2])
+                except StopIteration as ready:
+                    body = ready.value
             with httpx_sse.connect_sse(http, "POST", path, json=body) as source:
                 source.response.stream = _Timed(source.response.stream, reader)
                 if source.response.is_error:
@@ -77,9 +84,16 @@ class Client:
         reader = _Reader(self.endpoint, self._timeout)
         with reader.mapped_errors():
             async with self._async() as http:
-                if self.endpoint.greeting:
-                    with reader.greeting():
-                        await http.get(self.endpoint.greeting)
+                with contextlib.closing(preflight.steps(self.endpoint, path, body)) as steps:
+                    try:
+                        ask = next(steps)
+                        with reader.greeting():
+                            response = await http.request(*ask[:2], json=ask[2])
+                        while True:
+                            ask = steps.send(_answer(response))
+                            response = await http.request(*ask[:2], json=ask[2])
+                    except StopIteration as ready:
+                        body = ready.value
                 async with httpx_sse.aconnect_sse(http, "POST", path, json=body) as source:
                     source.response.stream = _Timed(source.response.stream, reader)
                     if source.response.is_error:
@@ -92,17 +106,33 @@ class Client:
                     reader.ended()
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
-        """Send a small request that is not streamed and return its JSON."""
-        with _Reader(self.endpoint, self._timeout).mapped_errors(), self._sync() as http:
-            response = http.request(method, path, json=body)
-            if response.is_error:
-                raise _refused(response.status_code, response.content)
-            try:
-                return response.json()
-            except (ValueError, RecursionError):
-                raise RequestRejectedError(
-                    f"{self.endpoint.base_url}{path} answered with something that is not JSON.", hint=_NO_SERVER
-                ) from None
+        """Send a request that is not streamed and return its JSON."""
+        reader = _Reader(self.endpoint, self._timeout)
+        with reader.mapped_errors(), self._sync() as http:
+            if self.endpoint.greeting and method == "POST":
+                with reader.greeting():
+                    http.get(self.endpoint.greeting)
+            return self._json(path, http.request(method, path, json=body))
+
+    async def acall(self, method: str, path: str, body: Any = None) -> Any:
+        """Do what `call` does, in an event loop of any kind that httpx supports."""
+        reader = _Reader(self.endpoint, self._timeout)
+        with reader.mapped_errors():
+            async with self._async() as http:
+                if self.endpoint.greeting and method == "POST":
+                    with reader.greeting():
+                        await http.get(self.endpoint.greeting)
+                return self._json(path, await http.request(method, path, json=body))
+
+    def _json(self, path: str, response: httpx.Response) -> Any:
+        if response.is_error:
+            raise _refused(response.status_code, response.content)
+        try:
+            return response.json()
+        except (ValueError, RecursionError):
+            raise RequestRejectedError(
+                f"{self.endpoint.base_url}{path} answered with something that is not JSON.", hint=_NO_SERVER
+            ) from None
 
     def _sync(self) -> httpx.Client:
         return httpx.Client(**self._options())
@@ -240,6 +270,18 @@ class _Timed(httpx.SyncByteStream, httpx.AsyncByteStream):
 
     async def aclose(self) -> None:
         await self._stream.aclose()
+
+
+def _answer(response: httpx.Response) -> Any:
+    """The parsed answer to what was asked before the request; None where the server has no such route."""
+    if response.status_code in (404, 405, 501):
+        return None
+    if response.is_error:
+        raise _refused(response.status_code, response.content)
+    try:
+        return response.json()
+    except (ValueError, RecursionError):
+        return None
 
 
 def _refused(status: int, content: bytes) -> EngineError:

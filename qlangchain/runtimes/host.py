@@ -92,6 +92,14 @@ def serve_in_process(config: dict[str, Any], announce: TextIO) -> NoReturn:
     params.n_gpu_layers = options["gpu_layers"]
     # The plan has fixed context and layers; an engine that quietly shrinks them would make it untrue.
     params.fit_params = False
+    if options.get("pooling"):
+        params.embedding = True
+        params.pooling_type = getattr(xllamacpp.llama_pooling_type, f"LLAMA_POOLING_TYPE_{options['pooling'].upper()}")
+        # What is pooled must lie in one physical batch, which by itself holds 512 tokens. And slots with memory of
+        # their own are computed in slices of equal length: a mean would be that of a text's last slice.
+        params.n_batch = params.n_ubatch = options["context_length"]
+        params.kv_unified = True
+        params.cache_ram_mib = 0  # no text is the beginning of the next one
     server = xllamacpp.Server(params)
     port = int(server.listening_address.rsplit(":", 1)[1])
     _announce(announce, port, os.getpid())
@@ -110,6 +118,10 @@ def serve_binary(config: dict[str, Any], announce: TextIO) -> NoReturn:
         "--threads", str(options["threads"]), "--threads-batch", str(options["threads"]),
         "--n-gpu-layers", str(options["gpu_layers"]), "--jinja", "--no-webui",
     ]  # fmt: skip
+    if options.get("pooling"):
+        batch = str(options["context_length"])  # as above: a whole text in one physical batch, and no slices
+        command += ["--embeddings", "--pooling", options["pooling"], "--batch-size", batch, "--ubatch-size", batch]
+        command += ["--kv-unified", "--cache-ram", "0"]
     # The key goes by the environment: a command line can be read by every user of the machine.
     environment = {**os.environ, "LLAMA_API_KEY": config["api_key"]}
     child = subprocess.Popen(

@@ -13,6 +13,7 @@ from qlangchain import settings
 from qlangchain.errors import EngineError, EngineStartError, MissingDependencyError
 from qlangchain.runtimes import protocol
 from qlangchain.runtimes.client import Client
+from qlangchain.runtimes.embedding import prove_embeddings
 from qlangchain.runtimes.supervisor import Running, Supervisor
 from qlangchain.types import Artifact, Capabilities, Endpoint, EngineOptions
 
@@ -21,6 +22,9 @@ CAPABILITIES = Capabilities(
     logprobs=True,
     tools=True,
     json_schema=True,
+    counts_tokens=True,
+    tokenize=True,
+    raw_embeddings=True,
     sampling=frozenset(
         (
             *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "max_tokens"),
@@ -38,6 +42,8 @@ _GPU_INSTALL = (
 
 class LlamaCpp:
     """An engine for one GGUF file. Nothing is loaded before `start`."""
+
+    capabilities = CAPABILITIES
 
     def __init__(self, artifact: Artifact, options: EngineOptions) -> None:
         """Raise MissingDependencyError where no llama.cpp is installed."""
@@ -58,13 +64,14 @@ class LlamaCpp:
                     "slots": options.slots,
                     "threads": options.threads,
                     "gpu_layers": options.gpu_layers,
+                    "pooling": options.pooling,
                 },
             },
             start_timeout=settings.read().start_timeout,
         )
 
     def start(self) -> Endpoint:
-        """Return the endpoint of a server that has proven that it generates.
+        """Return the endpoint of a server that has proven that it generates, or embeds where it is one for that.
 
         Raises:
             EngineStartError: it could not load the model; the message has the engine's own reason.
@@ -88,6 +95,7 @@ class LlamaCpp:
             runtime_version=self._version,
             capabilities=CAPABILITIES,
             greeting="/health",
+            context_length=self._options.context_length,
         )
 
     def _prove(self, running: Running) -> None:
@@ -95,11 +103,15 @@ class LlamaCpp:
         client = Client(self._at(running), timeout=settings.read().start_timeout)
         try:
             served = client.call("GET", "/props")["default_generation_settings"]["n_ctx"]
-            request = {"prompt": "1", "max_tokens": 1, "temperature": 0, "cache_prompt": False}
-            client.call("POST", protocol.COMPLETION, request)
+            if self._options.pooling:
+                prove_embeddings(client)
+            else:
+                request = {"prompt": "1", "max_tokens": 1, "temperature": 0, "cache_prompt": False}
+                client.call("POST", protocol.COMPLETION, request)
         except EngineError as error:
+            does = "embed" if self._options.pooling else "generate"
             raise EngineStartError(
-                f"The engine loaded {self._artifact.path.name} but does not generate: {error.message}",
+                f"The engine loaded {self._artifact.path.name} but does not {does}: {error.message}",
                 hint="The end of its log is in the error's `log`.",
                 log=self.supervisor.log,
             ) from error

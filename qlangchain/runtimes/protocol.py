@@ -5,6 +5,7 @@ Pure functions and values; the client moves the bytes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -22,6 +23,19 @@ from qlangchain.types import Capabilities
 
 CHAT: Final = "/v1/chat/completions"
 COMPLETION: Final = "/v1/completions"
+CONSTRAINED: Final = "/completion"  # llama.cpp's own route: its grammar holds from the first character on
+
+# Servers that say it in words: llama.cpp for embeddings, OpenAI and vLLM, text-embeddings-inference.
+_TOO_LONG: Final = re.compile(
+    r"input \((?P<a>\d+) tokens\) is (?:too large to process|larger than).*?(?P<b>\d+)"
+    r"|maximum (?:context|input) length is (?P<c>\d+) tokens.*?(?P<d>\d+) (?:input )?tokens"
+    r"|must have less than (?P<e>\d+) tokens\. Given: (?P<f>\d+)",
+    re.DOTALL,
+)
+_TOO_LONG_WORDS: Final = (
+    *("exceed_context_size", "context_length_exceeded", "maximum context length"),
+    *("input length exceeds the context length", "input is too large to process", "larger than the max context size"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +43,8 @@ class Delta:
     """One event of a stream: new text, and near the end the finish reason, token counts and timings."""
 
     text: str = ""
+    reasoning: str = ""
+    logprobs: Mapping[str, Any] | None = None
     tool_calls: tuple[Mapping[str, Any], ...] = ()
     finish_reason: str | None = None
     usage: Mapping[str, Any] | None = None
@@ -92,11 +108,15 @@ def parse(event: Mapping[str, Any]) -> Delta:
     """
     if event.get("error") is not None:
         raise refusal(500, event)
+    if "stop" in event and "choices" not in event:
+        return _parse_constrained(event)
     try:
         choice = (event.get("choices") or [{}])[0]
         message = choice.get("delta") or {}
         delta = Delta(
             text=message.get("content") or choice.get("text") or "",
+            reasoning=message.get("reasoning_content") or message.get("reasoning") or "",
+            logprobs=choice.get("logprobs"),
             tool_calls=tuple(dict(call) for call in message.get("tool_calls") or ()),
             finish_reason=choice.get("finish_reason"),
             usage=dict(event.get("usage") or {}) or None,
@@ -113,6 +133,20 @@ def parse(event: Mapping[str, Any]) -> Delta:
     return delta
 
 
+def _parse_constrained(event: Mapping[str, Any]) -> Delta:
+    """Read one event of llama.cpp's own completion route."""
+    text = str(event.get("content") or "")
+    if not event["stop"]:
+        return Delta(text=text)
+    asked, said = event.get("tokens_evaluated"), event.get("tokens_predicted")
+    return Delta(
+        text=text,
+        finish_reason="length" if event.get("stop_type") == "limit" else "stop",
+        usage={"prompt_tokens": asked, "completion_tokens": said} if isinstance(asked, int) else None,
+        timings=event.get("timings") if isinstance(event.get("timings"), dict) else None,
+    )
+
+
 def refusal(status: int, answer: Any) -> EngineError:
     """Turn an error answer (its HTTP status and parsed JSON, or text) into the error to raise."""
     detail = answer.get("error", answer) if isinstance(answer, Mapping) else answer
@@ -121,8 +155,12 @@ def refusal(status: int, answer: Any) -> EngineError:
     code = fields.get("code")
     status = code if isinstance(code, int) and 400 <= code < 600 else status
     kind = f"{fields.get('type', '')} {code}"
-    if "exceed_context_size" in kind or "context_length_exceeded" in kind or "maximum context length" in said:
+    named = _TOO_LONG.search(said)
+    if named or any(word in f"{kind} {said}" for word in _TOO_LONG_WORDS):
         asked, there = fields.get("n_prompt_tokens"), fields.get("n_ctx")
+        if named and not (asked and there):
+            small, large = sorted(int(number) for number in named.groups() if number)
+            asked, there = large, small
         numbers = f" ({asked} tokens asked, {there} available)" if asked and there else ""
         return PromptTooLongError(
             f"The prompt does not fit the context{numbers}.", prompt_tokens=asked, context_length=there

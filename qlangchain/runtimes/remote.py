@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from qlangchain import settings
@@ -16,10 +17,11 @@ STANDARD = Capabilities(
 )
 
 
-def connect(url: str, *, model: str | None = None, api_key: str | None = None) -> Endpoint:
+def connect(url: str, *, model: str | None = None, api_key: str | None = None, must_list: bool = True) -> Endpoint:
     """Look at the server behind `url` (with or without a trailing /v1) and return how to talk to it.
 
-    `model` picks one of the models that it serves; None takes the only one, or the first.
+    `model` picks one of the models that it serves; None takes the only one, or the first. With `must_list=False`
+    a server without a list of models will do, as those that serve a single one for embeddings.
 
     Raises:
         InvalidInputError: `url` is no http(s) URL.
@@ -30,19 +32,26 @@ def connect(url: str, *, model: str | None = None, api_key: str | None = None) -
     base = _base(url)
     key = (api_key or "").strip() or settings.read().endpoint_key
     client = Client(Endpoint(base_url=base, api_key=key), timeout=30)
-    answer = client.call("GET", "/v1/models")
+    try:
+        answer = client.call("GET", "/v1/models")
+    except RequestRejectedError:
+        if must_list:
+            raise
+        answer = {"data": []}
     served = [str(entry["id"]) for entry in _rows(answer) if isinstance(entry, dict) and entry.get("id")]
     if model is not None and served and model not in served:
         raise ModelNotFoundError(f"{base} does not serve {model!r}.", hint=f"It serves: {', '.join(served[:20])}.")
     name = model or (served[0] if served else "default")
     is_llama_cpp = any(isinstance(row, dict) and row.get("owned_by") == "llamacpp" for row in _rows(answer))
+    about = _props(client) if is_llama_cpp else {}
     return Endpoint(
         base_url=base,
         api_key=key,
         model=name,
         runtime="remote",
-        runtime_version=_version(client) if is_llama_cpp else "",
+        runtime_version=str(about.get("build_info", "")),
         capabilities=llamacpp.CAPABILITIES if is_llama_cpp else STANDARD,
+        context_length=_context(about),
     )
 
 
@@ -69,9 +78,16 @@ def _rows(answer: object) -> list[object]:
     return rows
 
 
-def _version(client: Client) -> str:
+def _props(client: Client) -> dict[str, Any]:
+    """What a llama.cpp server says about itself; nothing where that route is closed."""
     try:
         about = client.call("GET", "/props")
     except EngineError:
-        return ""
-    return str(about.get("build_info", "")) if isinstance(about, dict) else ""
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
+def _context(about: dict[str, Any]) -> int | None:
+    settings = about.get("default_generation_settings")
+    length = settings.get("n_ctx") if isinstance(settings, dict) else None
+    return length if isinstance(length, int) and length > 0 else None

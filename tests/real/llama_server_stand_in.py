@@ -18,6 +18,12 @@ parser.add_argument("--threads-batch", type=int)
 parser.add_argument("--n-gpu-layers", type=int)
 parser.add_argument("--jinja", action="store_true")
 parser.add_argument("--no-webui", action="store_true")
+parser.add_argument("--embeddings", action="store_true")
+parser.add_argument("--pooling", choices=["none", "mean", "cls", "last", "rank"])
+parser.add_argument("--kv-unified", action="store_true")
+parser.add_argument("--cache-ram", type=int, default=8192)
+parser.add_argument("--batch-size", type=int, default=2048)
+parser.add_argument("--ubatch-size", type=int, default=512)
 options = parser.parse_args()
 
 if options.list_devices:
@@ -36,7 +42,12 @@ params.n_parallel = options.parallel
 params.n_ctx = options.ctx_size
 params.cpuparams.n_threads = options.threads
 params.use_jinja = options.jinja
-params.kv_unified = False
+params.kv_unified = options.kv_unified
 params.fit_params = False
+params.embedding = options.embeddings
+if options.pooling:
+    params.pooling_type = getattr(xllamacpp.llama_pooling_type, f"LLAMA_POOLING_TYPE_{options.pooling.upper()}")
+params.cache_ram_mib = options.cache_ram
+params.n_batch, params.n_ubatch = options.batch_size, options.ubatch_size
 server = xllamacpp.Server(params)
 time.sleep(3600)

@@ -86,11 +86,13 @@ def test_only_models_and_the_command_line_know_langchain() -> None:
 def test_the_public_names_are_pinned() -> None:
     assert qlangchain.__all__ == [
         "ChatQuantized",
+        "QuantizedEmbeddings",
         "QuantizedLLM",
         "__version__",
         "choose_quantization_method",
         "detect_hardware",
         "get_chat_model",
+        "get_embeddings",
         "get_llm",
         "plan",
     ]

@@ -1,0 +1,102 @@
+"""What a llama.cpp server is asked before the request itself, on the same connection.
+
+- The prompt's length, so that what does not fit is refused with the numbers and nothing is cut.
+- For a reply that must fit a schema, the rendered prompt: llama.cpp's chat route parses replies by the template's
+  tool format, which fails on some that its own grammar allows; its completion route takes the text as it is.
+
+The first answer also proves that the server lives. Without I/O: `steps` yields requests and is sent the
+answers, so that the sync and the async client drive the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from typing import Any, Final
+
+from qlangchain.errors import EngineFailedError, PromptTooLongError
+from qlangchain.runtimes.protocol import COMPLETION, CONSTRAINED
+from qlangchain.types import Endpoint
+
+TEMPLATE: Final = "/apply-template"
+COUNT: Final = "/v1/chat/completions/input_tokens"
+TOKENIZE: Final = "/tokenize"
+
+Ask = tuple[str, str, Any]  # method, path, JSON body
+Steps = Generator[Ask, Any, Mapping[str, Any]]  # is sent parsed answers (None: no such route), returns the body
+
+# llguidance: no free whitespace, in which a weak model can lose itself, and no error for what it cannot enforce,
+# since the reply is validated afterwards. Other grammars ignore the key.
+_GUIDANCE: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": True}
+_CALL_MARK: Final = "<tool_call>"
+
+
+def steps(endpoint: Endpoint, path: str, body: Mapping[str, Any]) -> Steps:
+    """Yield what is to be asked first, and return the body to send then.
+
+    Raises PromptTooLongError where prompt and answer do not fit the context.
+    """
+    if path == CONSTRAINED:
+        answer = yield "POST", TEMPLATE, _template_request(body)
+        body = _constrained(body, _prompt(answer))
+    if not (endpoint.capabilities.counts_tokens and endpoint.context_length):
+        if endpoint.greeting and path != CONSTRAINED:
+            yield "GET", endpoint.greeting, None
+        return body
+    answer = yield ("POST", *_count_request(path, body))
+    asked = _counted(answer)
+    if asked is not None:  # an older server may not be able to count; it still refuses what is too long by itself
+        admit(asked, endpoint.context_length, body.get("max_tokens"))
+    return body
+
+
+def admit(asked: int, context_length: int, max_tokens: int | None) -> None:
+    """Refuse a prompt that leaves too little of the context for the answer.
+
+    Without `max_tokens` one token is reserved: the answer may use whatever is left.
+    """
+    reserved = max_tokens or 1
+    if asked + reserved > context_length:
+        raise PromptTooLongError(
+            f"The prompt takes {asked} tokens and {reserved} are reserved for the answer; "
+            f"the context has {context_length}.",
+            hint="Shorten the prompt, lower max_tokens=, or raise context_length= where the model allows it.",
+            prompt_tokens=asked,
+            context_length=context_length,
+            reserved_tokens=reserved,
+        )
+
+
+def _template_request(body: Mapping[str, Any]) -> dict[str, Any]:
+    # Thinking first would be text outside the schema.
+    request = {"messages": body["messages"], "chat_template_kwargs": {"enable_thinking": False}}
+    return {**request, "tools": body["tools"]} if body.get("tools") else request
+
+
+def _prompt(answer: Any) -> str:
+    prompt = answer.get("prompt") if isinstance(answer, Mapping) else None
+    if not isinstance(prompt, str):
+        raise EngineFailedError("The server does not render chat templates.", hint="Use a newer llama.cpp.")
+    return prompt
+
+
+def _constrained(body: Mapping[str, Any], prompt: str) -> dict[str, Any]:
+    rest = {name: value for name, value in body.items() if name not in ("messages", "tools", "schema", "calls_only")}
+    if prompt.rstrip().endswith("<think>"):
+        prompt = f"{prompt.rstrip()}\n\n</think>\n\n"
+    if body.get("calls_only") and _CALL_MARK in prompt:
+        prompt += f"{_CALL_MARK}\n"  # where the model itself would begin a call
+    return {**rest, "prompt": prompt, "json_schema": {**body["schema"], "x-guidance": _GUIDANCE}}
+
+
+def _count_request(path: str, body: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    if path in (COMPLETION, CONSTRAINED):
+        return TOKENIZE, {"content": body["prompt"], "add_special": True, "parse_special": True}
+    return COUNT, {name: body[name] for name in ("messages", "tools") if name in body}
+
+
+def _counted(answer: Any) -> int | None:
+    if not isinstance(answer, Mapping):
+        return None
+    tokens = answer.get("tokens")
+    count = len(tokens) if isinstance(tokens, list) else answer.get("input_tokens")
+    return count if isinstance(count, int) else None
