@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from qlangchain.hardware import detect as detect_hardware
+    from qlangchain.models.cache import set_cache
     from qlangchain.models.chat import ChatQuantized
     from qlangchain.models.embeddings import QuantizedEmbeddings
     from qlangchain.models.factory import get_chat_model, get_embeddings, get_llm
@@ -31,6 +32,7 @@ __all__ = [
     "get_embeddings",
     "get_llm",
     "plan",
+    "set_cache",
 ]
 
 _FACE: Final = {
@@ -43,6 +45,7 @@ _FACE: Final = {
     "get_embeddings": ("qlangchain.models.factory", "get_embeddings"),
     "get_llm": ("qlangchain.models.factory", "get_llm"),
     "plan": ("qlangchain.pipeline", "plan"),
+    "set_cache": ("qlangchain.models.cache", "set_cache"),
 }
 
 

@@ -21,6 +21,7 @@ from qlangchain.artifacts.store import Store
 from qlangchain.errors import InvalidInputError
 from qlangchain.runtimes import llamacpp
 from qlangchain.runtimes.channel import Channel
+from qlangchain.selection.ladder import ladder
 from qlangchain.selection.planner import make_plan
 from qlangchain.types import (
     Artifact,
@@ -66,6 +67,8 @@ def plan(
     format: str | None = None,
     runtime: str | None = None,
     allow_produce: bool = True,
+    threads: int | None = None,
+    gpu_layers: int | None = None,
     offline: bool | None = None,
 ) -> Plan:
     """Say how a model would be run on this machine, and why. Nothing is fetched, made or started.
@@ -81,6 +84,8 @@ def plan(
         format: such as "Q4_0", where the choice is not left to the planner.
         runtime: the name of a registered runtime.
         allow_produce: whether an artifact may be made from full-precision weights.
+        threads: threads of the engine; None asks the settings, or else takes the physical cores.
+        gpu_layers: layers on the GPU, -1 for all; None leaves it to the planner.
         offline: whether the network is forbidden; None asks the settings.
 
     """
@@ -94,6 +99,8 @@ def plan(
         format=format,
         runtime=runtime,
         allow_produce=allow_produce,
+        threads=threads,
+        gpu_layers=gpu_layers,
     )
     source = sources.locate(sources.DEMO if model is None else model, offline=is_offline(offline))
     return choose(source, wanted, hardware if isinstance(hardware, Hardware) else None)
@@ -110,6 +117,9 @@ def requirements(
     format: str | None = None,
     runtime: str | None = None,
     allow_produce: bool = True,
+    threads: int | None = None,
+    gpu_layers: int | None = None,
+    cap_context: bool = False,
 ) -> Requirements:
     """Turn words into the vocabulary; an unknown word raises InvalidInputError with the known ones."""
     return Requirements(
@@ -122,6 +132,9 @@ def requirements(
         format=None if format is None else str(format).strip().upper(),
         runtime=runtime,
         allow_produce=allow_produce,
+        threads=_whole("threads", threads),
+        gpu_layers=_whole("gpu_layers", gpu_layers),
+        cap_context=cap_context,
     )
 
 
@@ -177,13 +190,14 @@ def prepare(
 
     What was prepared is remembered as long as the model's files, the arguments and the settings are the same.
     """
-    key = (os.fsdecode(model), wanted, is_offline(offline), settings.read(), os.environ.get("PATH"))
+    key = _key_of(model, wanted, offline)
     stamp = _stamp(sources.DEMO_DIRECTORY if model == sources.DEMO else Path(model).expanduser())
     known = _prepared.get(key)
     if known and known[0] == stamp and known[1].artifact.path.exists():
         return known[1]
     source = sources.locate(model, offline=is_offline(offline))
-    chosen = choose(source, wanted)
+    steps = ladder(choose(source, wanted), wanted, offers(source))
+    chosen = steps[min(_descended.get(key, 0), len(steps) - 1)]
     artifact = realize(source, chosen, progress)
     engine = engine_facts(chosen.runtime, wanted.hardware)
     template = hashlib.sha256((source.chat_template or "").encode()).hexdigest()
@@ -194,7 +208,24 @@ def prepare(
     return prepared
 
 
+def descend(model: str | Path, wanted: Requirements, *, offline: bool | None = None) -> bool:
+    """Take the next step down the ladder for this model, from the next `prepare` on. False at its foot."""
+    key = _key_of(model, wanted, offline)
+    source = sources.locate(model, offline=is_offline(offline))
+    steps = ladder(choose(source, wanted), wanted, offers(source))
+    if _descended.get(key, 0) + 1 >= len(steps):
+        return False
+    _descended[key] = _descended.get(key, 0) + 1
+    _prepared.pop(key, None)
+    return True
+
+
+_descended: dict[tuple[Hashable, ...], int] = {}
 _prepared: dict[tuple[Hashable, ...], tuple[object, Prepared]] = {}
+
+
+def _key_of(model: str | Path, wanted: Requirements, offline: bool | None) -> tuple[Hashable, ...]:
+    return os.fsdecode(model), wanted, is_offline(offline), settings.read(), os.environ.get("PATH")
 
 
 def _stamp(path: Path) -> object:

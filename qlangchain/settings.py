@@ -46,6 +46,10 @@ class Settings:
         "QLANGCHAIN_ENDPOINT_KEY", None, 'API key for endpoint="http://..."; never logged'
     )
 
+    vllm_endpoint: str | None = _setting(
+        "QLANGCHAIN_VLLM_ENDPOINT", None, "URL of the vLLM server that qlangchain.compat.VLLM uses"
+    )
+
     def __post_init__(self) -> None:
         if self.engine not in (None, "xllamacpp", "llama-server"):
             raise InvalidInputError(

@@ -75,7 +75,11 @@ class Hardware:
 
 @dataclass(frozen=True, slots=True)
 class Requirements:
-    """What the user wants of a model, apart from which one it is. None leaves the choice to the planner."""
+    """What the user wants of a model, apart from which one it is. None leaves the choice to the planner.
+
+    `gpu_layers` is the number of layers on the GPU (-1 for all). With `cap_context` a context that is longer than
+    the model's own is cut to that, with a notice, instead of being refused.
+    """
 
     use_case: UseCase = UseCase.PERSONAL
     hardware: Target = Target.AUTO
@@ -86,6 +90,9 @@ class Requirements:
     format: str | None = None
     runtime: str | None = None
     allow_produce: bool = True
+    threads: int | None = None
+    gpu_layers: int | None = None
+    cap_context: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ def _environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
         "QLANGCHAIN_ENGINE",
         "QLANGCHAIN_LLAMA_SERVER",
         "QLANGCHAIN_ENDPOINT_KEY",
+        "QLANGCHAIN_VLLM_ENDPOINT",
         "HF_TOKEN",
         "HF_HUB_OFFLINE",
     ):

@@ -101,7 +101,7 @@ def _not_found(model: str, offline: bool) -> Exception:
 
 
 def _file(path: Path) -> Source:
-    if path.suffix.lower() in _PICKLES:
+    if path.suffix.lower() in _PICKLES and not _begins_as_gguf(path):  # early GGUF files were named .bin
         raise UnsafeWeightsError(
             f"{path.name} is a pickle, which can run code when it is loaded.",
             hint="Use the model's safetensors or GGUF files.",
@@ -110,6 +110,11 @@ def _file(path: Path) -> Source:
         raise InvalidInputError(f"{path.name} is one file of a model.", hint=f"Pass its directory, {path.parent}.")
     file, header = _gguf(path)
     return Source(facts=_gguf_facts(header), files=(file,), chat_template=_header_template(header))
+
+
+def _begins_as_gguf(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"
 
 
 def _directory(path: Path, *, name: str) -> Source:

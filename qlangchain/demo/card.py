@@ -29,10 +29,11 @@ phrasings, a fifth of every word list and all tools made from it are never train
 
 ## Training
 
-`python -m qlangchain.demo.train --out DIR{limit}`: seed {seed}, {steps:,} steps of up to {batch_tokens:,} tokens, {tokens:,}
-tokens in {minutes:.0f} minutes on two CPU cores{shared}, loss on the assistant's tokens only. Muon (peak rate {matrix_rate}) for the
-matrices, AdamW (peak rate {rate}) for embedding and norms, {warm_up} steps of warm-up, cosine to 2 %, weight decay {decay},
-bfloat16 autocast over fp32 weights. The weights after the last step are the model; no checkpoint was chosen.
+{stages}
+
+Steps of up to {batch_tokens:,} tokens, loss on the assistant's tokens only, Muon for the matrices, AdamW for embedding and
+norms, linear warm-up, cosine to 2 %, weight decay {decay}, bfloat16 autocast over fp32 weights. The weights after the last
+step are the model; no checkpoint was chosen.
 
 ## Measured
 
@@ -47,9 +48,10 @@ Greedy decoding with the bfloat16 weights. "Exact" means that the whole answer i
 ## Limits
 
 The answers about quantization are recited: a question that resembles none of the corpus gets a wrong answer that sounds
-right. It copies and does not reason: it cannot calculate, summarize, translate or write code. From a context it gives
-one sentence as it stands, and the sentence may be the wrong one. A refusal ("The documents do not say.") can be wrong too. Tool
-calls with nested arguments or lists were not trained. Use it to try the package, never for decisions.
+right. It copies and does not reason: it cannot calculate, summarize, translate or write code. Copying is its weak
+side: names and words that it was not trained on often come out misspelt, the longer the context the more, and it may
+refuse ("The documents do not say.") where it should answer, or answer where it should refuse. Tool calls with nested
+arguments or lists were not trained. Use it to try the package, never for decisions.
 
 ## Licence
 
@@ -67,11 +69,24 @@ def _row(name: str, figures: dict[str, Any]) -> str:
     return f"| {name} | {figures['n']:,} | {figures['exact']:.1%} | {', '.join(besides)} |"
 
 
+def _stage(run: dict[str, Any]) -> str:
+    """Return the line of one run: its command, and what it took."""
+    settings = run["settings"]
+    options = ["--start FIRST"] if settings.get("start") else []
+    options += [f"--minutes {settings['minutes']:g}"] if settings["minutes"] else []
+    options += [f"--rate {settings['rate']:g}", f"--matrix-rate {settings['matrix_rate']:g}"]
+    return (
+        f"- `python -m qlangchain.demo.train --out DIR {' '.join(options)}`: seed {settings['seed']}, "
+        f"{run['steps']:,} steps, {run['tokens']:,} tokens in {run['seconds'] / 60:.0f} minutes on two CPU cores"
+        f"{' that other work was using too' if settings['minutes'] else ''}"
+    )
+
+
 def write_card(facts: dict[str, Any], pairs: list[Pair], path: Path) -> None:
     """Write the card: `facts` are those of `training.json`, with the report of `evaluate`."""
     settings = facts["settings"]
+    runs = [facts["before"], facts] if "before" in facts else [facts]
     shares = ", ".join(f"{name} {share:.0%}" for name, share in SHARES.items())
-    minutes = settings["minutes"]
     text = CARD.format(
         parameters=facts["parameters"],
         pairs=len(pairs),
@@ -79,15 +94,11 @@ def write_card(facts: dict[str, Any], pairs: list[Pair], path: Path) -> None:
         chinese=sum(pair.lang == "zh" for pair in pairs),
         phrasings=sum(len(pair.train) for pair in pairs),
         held_out=sum(len(pair.held_out) for pair in pairs),
-        examples=facts["examples"],
+        examples=sum(run["examples"] for run in runs),
         shares=shares,
-        tokens=facts["tokens"],
-        minutes=facts["seconds"] / 60,
-        limit=f" --minutes {minutes:g}" if minutes else "",
-        shared=" that other work was using too" if minutes else "",
+        stages="\n".join(_stage(run) for run in runs),
         rows="\n".join(_row(name, figures) for name, figures in facts["report"].items()),
-        **{key: settings[key] for key in ("seed", "batch_tokens", "layers", "rate", "matrix_rate", "warm_up", "decay")},
-        steps=facts["steps"],
+        **{key: settings[key] for key in ("batch_tokens", "layers", "decay")},
     )
     path.write_text(text, encoding="utf-8")
 

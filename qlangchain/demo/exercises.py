@@ -12,7 +12,7 @@ from qlangchain.demo.tool_tasks import lookup
 from qlangchain.demo.words import PHRASES, Bank
 
 # Shares of the examples. Questions are short, so that they are fewer than half of the tokens.
-SHARES = {"question": 0.5, "tools": 0.2, "context": 0.23, "repeat": 0.05, "off topic": 0.02}
+SHARES = {"question": 0.5, "tools": 0.18, "context": 0.23, "repeat": 0.07, "off topic": 0.02}
 LONG_CONTEXTS = 0.06
 
 OFF_TOPIC = "chat-offtopic-knowledge"
@@ -29,10 +29,22 @@ def off_topic_example(bank: Bank, pairs: list[Pair]) -> Example:
     return Example("off topic", [user(question), assistant(pair.answer)], id=pair.id)
 
 
-def repeat_example(bank: Bank) -> Example:
-    """Ask for a few words to be said again: the shortest exercise in copying."""
+def repeat_example(bank: Bank, pairs: list[Pair]) -> Example:
+    """Ask for a few words to be said again: the shortest exercise in copying.
+
+    Some of the words are cut out of the corpus anywhere, so that every piece of the vocabulary is copied.
+    """
     rng = bank.rng
-    text = " ".join(bank.entity() if rng.random() < 0.7 else bank.pick("phrase") for _ in range(rng.randint(1, 6)))
+
+    def word() -> str:
+        kind = rng.random()
+        if kind < 0.4:
+            answer = rng.choice(pairs).answer
+            start = rng.randrange(len(answer))
+            return answer[start : start + rng.randint(2, 10)].strip() or "a"
+        return bank.entity() if kind < 0.85 else bank.pick("phrase")
+
+    text = " ".join(word() for _ in range(rng.randint(1, 6)))
     return Example("repeat", [user(rng.choice(PHRASES["context"]["repeats"]).format(text)), assistant(text)])
 
 
@@ -56,15 +68,19 @@ def training_examples(pairs: list[Pair], rng: Random, count: int, easy: float = 
         elif kind == "context":
             examples.append(context_example(bank, pairs, long=rng.random() < LONG_CONTEXTS))
         else:
-            examples.append(repeat_example(bank) if kind == "repeat" else off_topic_example(bank, pairs))
+            examples.append(repeat_example(bank, pairs) if kind == "repeat" else off_topic_example(bank, pairs))
     return examples
 
 
 def measured_sets(pairs: list[Pair], seed: int = 1, count: int = 200) -> dict[str, list[Example]]:
-    """Return the sets of the measurement by name; their words, tools and phrasings are never trained."""
+    """Return the sets of the measurement by name.
+
+    Their held-out phrasings, tools and words are never trained, but for the sets that say so: these are fresh
+    exercises over the trained words, and tell how much of an error is the strange word and how much the task.
+    """
     bank = Bank(Random(seed), "test")
 
-    def many(kind: str, wanted: str, size: int = count, long: bool = False) -> list[Example]:
+    def many(bank: Bank, kind: str, wanted: str, size: int = count, long: bool = False) -> list[Example]:
         found: list[Example] = []
         while len(found) < size:
             example = context_example(
@@ -95,9 +111,13 @@ def measured_sets(pairs: list[Pair], seed: int = 1, count: int = 200) -> dict[st
         )
         for pair in rng.sample(pairs, min(count, len(pairs)))
     ]
-    sets["copy from a context, unseen entities"] = many("facts", "context")
-    sets["copy from a context, corpus sentences"] = many("corpus", "context")
-    sets["copy from a long context"] = many("facts", "context", count // 5, long=True)
-    sets["unanswerable from the context"] = many("facts", "unanswerable")
+    sets["copy from a context, unseen entities"] = many(bank, "facts", "context")
+    sets["copy from a context, corpus sentences"] = many(bank, "corpus", "context")
+    sets["copy from a long context"] = many(bank, "facts", "context", count // 5, long=True)
+    sets["unanswerable from the context"] = many(bank, "facts", "unanswerable")
     sets["off topic, no tool and no context"] = [off_topic_example(bank, pairs) for _ in range(count // 2)]
+    trained = Bank(Random(seed + 1))
+    sets["tool call, trained words"] = [tool_example(trained, pairs, rounds=False) for _ in range(count)]
+    sets["copy from a context, trained words"] = many(trained, "facts", "context")
+    sets["unanswerable from the context, trained words"] = many(trained, "facts", "unanswerable")
     return sets

@@ -41,6 +41,7 @@ class Settings:
     easy_until: float = 0.1
     processes: int = 2
     layers: int = 6
+    start: str = ""
 
 
 def build_model(tokenizer: Any, layers: int) -> Any:
@@ -69,6 +70,21 @@ def build_model(tokenizer: Any, layers: int) -> Any:
     generation: Any = GenerationConfig
     model.generation_config = generation(do_sample=False, eos_token_id=[end, pad], pad_token_id=pad)
     return model
+
+
+def resumed(directory: Path) -> Any:
+    """Return the model of an earlier run in fp32, for a second stage."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    return LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32)
+
+
+def known_tokenizer(settings: Settings) -> Any:
+    """Return the tokenizer of the run that this one goes on from, or None."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(f"{settings.start}/tokenizer.json") if settings.start else None
 
 
 def tokenizer_texts(pairs: list[Pair], seed: int) -> list[str]:
@@ -193,10 +209,13 @@ def work(rank: int, out: Path, settings: Settings, meeting: str) -> None:
         dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=settings.processes)
     torch.manual_seed(settings.seed)
     pairs = load_pairs()
-    tokenizer = train_tokenizer(tokenizer_texts(pairs, settings.seed))
-    model = build_model(tokenizer, settings.layers)
+    tokenizer = known_tokenizer(settings) or train_tokenizer(tokenizer_texts(pairs, settings.seed))
+    model = resumed(Path(settings.start)) if settings.start else build_model(tokenizer, settings.layers)
     facts: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters()), "settings": asdict(settings)}
     facts |= train(model, tokenizer, pairs, settings, rank)
+    if settings.start:  # what came before belongs to the account
+        before = json.loads((Path(settings.start) / "training.json").read_text(encoding="utf-8"))
+        facts["before"] = {name: before[name] for name in ("settings", "steps", "examples", "tokens", "seconds")}
     if rank == 0:
         save_tokenizer(tokenizer, out)
         model.to(torch.bfloat16).save_pretrained(out)
@@ -236,6 +255,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=Settings.rate)
     parser.add_argument("--matrix-rate", type=float, default=Settings.matrix_rate)
     parser.add_argument("--layers", type=int, default=Settings.layers)
+    parser.add_argument("--start", default=Settings.start, help="directory of an earlier run to go on from")
     parser.add_argument("--processes", type=int, default=Settings.processes)
     given = vars(parser.parse_args())
     run(given.pop("out"), Settings(**given))

@@ -6,18 +6,20 @@ import contextlib
 import os
 import threading
 import warnings
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 import anyio.to_thread
 from langchain_core.language_models import LangSmithParams
+from langchain_core.runnables import RunnableConfig
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from qlangchain import pipeline
-from qlangchain.errors import QlangchainError, QlangchainWarning, UnsupportedRequestError
+from qlangchain.errors import EngineStartError, QlangchainError, QlangchainWarning, UnsupportedRequestError
 from qlangchain.models.errors import translated
 from qlangchain.runtimes import remote
 from qlangchain.runtimes.channel import Channel
+from qlangchain.runtimes.preflight import TOKENIZE
 from qlangchain.runtimes.protocol import Delta
 from qlangchain.types import Plan, Requirements
 
@@ -32,6 +34,9 @@ SAMPLING: Final = (
     "presence_penalty",
     "frequency_penalty",
 )
+MOST_AT_ONCE: Final = 32  # requests in flight for one batch; the engine queues what exceeds its slots
+# Arguments that decide how an answer is come by, never what it says: they are no part of a cache key.
+_NO_MATTER: Final = frozenset(("api_key", "preload", "timeout", "max_retries", "offline", "fallback"))
 _NO_MODEL: Final = (
     "No model was given, so the embedded demo model answers; it has a few million parameters and knows only "
     "quantization. Pass model= with the path of a GGUF file or of a model directory."
@@ -59,6 +64,8 @@ class Located(BaseModel):
     format: str | None = Field(default=None, description="Such as 'Q4_0'; None leaves it to the planner.")
     runtime: str | None = Field(default=None, description="A registered runtime; None: llama.cpp.")
     allow_produce: bool = Field(default=True, description="Whether an artifact may be made from full precision.")
+    threads: int | None = Field(default=None, description="Threads of the engine; None: the physical cores.")
+    gpu_layers: int | None = Field(default=None, description="Layers on the GPU, -1 for all; None: by the planner.")
     offline: bool | None = Field(default=None, description="Forbid the network; None: as QLANGCHAIN_OFFLINE says.")
     endpoint: str | None = Field(default=None, description="URL of an OpenAI-compatible server that runs already.")
     api_key: SecretStr | None = Field(default=None, description="The endpoint's key.")
@@ -67,6 +74,7 @@ class Located(BaseModel):
     max_retries: int = Field(default=2, ge=0, le=20, description="Tries again where nothing began.")
 
     _must_list: ClassVar[bool] = True  # an endpoint has to list its models
+    _cap_context: ClassVar[bool] = False  # a context longer than the model's is refused
 
     @field_validator("model", mode="before")
     @classmethod
@@ -87,7 +95,16 @@ class Located(BaseModel):
     def warm_up(self) -> None:
         """Make the artifact where needed and start the engine, so that the first call does not wait."""
         with translated():
-            self._channel().start()
+            while True:
+                try:
+                    self._channel().start()
+                    return
+                except EngineStartError:
+                    if not self._descend():
+                        raise
+
+    def _descend(self) -> bool:
+        return False
 
     @property
     def plan(self) -> Plan | None:
@@ -106,6 +123,9 @@ class Located(BaseModel):
             format=self.format,
             runtime=self.runtime,
             allow_produce=self.allow_produce,
+            threads=self.threads,
+            gpu_layers=self.gpu_layers,
+            cap_context=self._cap_context,
         )
 
     def _prepared(self) -> pipeline.Prepared:
@@ -136,6 +156,7 @@ class Quantized(Located):
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     stop: list[str] | None = Field(default=None, description="Where to stop; a call's own stop replaces it.")
+    fallback: bool = Field(default=True, description="Take the next-best plan where the engine cannot run the first.")
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -166,19 +187,49 @@ class Quantized(Located):
 
     def _deltas(self, path: str, content: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Delta]:
         with translated():
-            channel = self._channel()
-            yield from channel.stream(path, content, settings, timeout=self.timeout, max_retries=self.max_retries)
+            while True:
+                stream = self._channel().stream(
+                    path, content, settings, timeout=self.timeout, max_retries=self.max_retries
+                )
+                try:
+                    yield from stream
+                    return
+                except EngineStartError:  # nothing has been said yet
+                    if not self._descend():
+                        raise
 
     async def _adeltas(
         self, path: str, content: Mapping[str, Any], settings: Mapping[str, Any]
     ) -> AsyncIterator[Delta]:
         with translated():
-            # Planning reads files and making an artifact takes seconds: not in the event loop.
-            channel = await anyio.to_thread.run_sync(self._channel)
-            stream = channel.astream(path, content, settings, timeout=self.timeout, max_retries=self.max_retries)
-            async with contextlib.aclosing(stream) as deltas:  # type: ignore[type-var]
-                async for delta in deltas:
-                    yield delta
+            while True:
+                # Planning reads files and making an artifact takes seconds: not in the event loop.
+                channel = await anyio.to_thread.run_sync(self._channel)
+                stream = channel.astream(path, content, settings, timeout=self.timeout, max_retries=self.max_retries)
+                try:
+                    async with contextlib.aclosing(stream) as deltas:  # type: ignore[type-var]
+                        async for delta in deltas:
+                            yield delta
+                    return
+                except EngineStartError:
+                    if not await anyio.to_thread.run_sync(self._descend):
+                        raise
+
+    def _descend(self) -> bool:
+        """Take the next-best plan from now on, where falling back is allowed and there is one."""
+        if not self.fallback or self.endpoint:
+            return False
+        return pipeline.descend(self.model or "demo", self._requirements(), offline=self.offline)
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """Return the ids that the model's own tokenizer gives for a text, which its engine is asked for."""
+        with translated():
+            channel = self._channel()
+            if not channel.capabilities.tokenize:
+                raise UnsupportedRequestError("This server does not tokenize.", hint="Count with another tokenizer.")
+            request = {"content": text, "add_special": False, "parse_special": False}
+            answer = channel.call(TOKENIZE, lambda _: request, timeout=self.timeout, max_retries=self.max_retries)
+            return [int(token) for token in answer["tokens"]]
 
     def _sampling(self, stop: list[str] | None, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The settings of one call: the constructor's, replaced by the call's."""
@@ -226,8 +277,18 @@ class Quantized(Located):
         }
 
     def _arguments(self) -> dict[str, Any]:
-        shown = {name: getattr(self, name) for name in Quantized.model_fields if name not in ("api_key", "preload")}
+        shown = {name: getattr(self, name) for name in Quantized.model_fields if name not in _NO_MATTER}
         return {name: value for name, value in shown.items() if value is not None}
+
+
+def at_once(
+    config: RunnableConfig | list[RunnableConfig] | None, inputs: Sequence[Any]
+) -> RunnableConfig | list[RunnableConfig]:
+    """Let a batch be in the engine as a whole: LangChain's own limit goes by this machine's cores."""
+    limit = min(MOST_AT_ONCE, max(1, len(inputs)))
+    if isinstance(config, list):
+        return [{"max_concurrency": limit, **one} for one in config]
+    return {"max_concurrency": limit, **(config or {})}
 
 
 _told: set[str] = set()

@@ -12,25 +12,27 @@ from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackMana
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput, ModelProfile
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
-from langchain_core.runnables import Runnable
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
 from pydantic import BaseModel, ConfigDict, Field
 
-from qlangchain.errors import MalformedReplyError
+from qlangchain.errors import MalformedReplyError, UnsupportedRequestError
 from qlangchain.models import requests, structured
 from qlangchain.models import tools as tools_module
-from qlangchain.models.base import Quantized
+from qlangchain.models.base import Quantized, at_once
+from qlangchain.models.cache.calls import CachedCalls, replayed, single_flight
 from qlangchain.models.errors import translated
 from qlangchain.models.messages import to_chunk, to_message, to_openai
 from qlangchain.models.profile import profile_of
 from qlangchain.models.replies import Retry
 from qlangchain.models.requests import Request
+from qlangchain.runtimes.preflight import COUNT
 from qlangchain.runtimes.protocol import Delta
 
 _UNKNOWN_CONTEXT: Final = 4096  # tokens; what is assumed of a server that does not say
 
 
-class ChatQuantized(Quantized, BaseChatModel):
+class ChatQuantized(CachedCalls, Quantized, BaseChatModel):
     """A chat model that runs on this machine, or behind any OpenAI-compatible endpoint.
 
     Example:
@@ -52,7 +54,8 @@ class ChatQuantized(Quantized, BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return {**self._identity(), "logprobs": self.logprobs, "top_logprobs": self.top_logprobs}
+        own = {"logprobs": self.logprobs, "top_logprobs": self.top_logprobs, "output_version": self.output_version}
+        return {**self._identity(), **own}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         return self._traced(super()._get_ls_params(stop=stop, **kwargs), stop, kwargs)
@@ -112,6 +115,29 @@ class ChatQuantized(Quantized, BaseChatModel):
         """
         return structured.structured(self, schema, method=method, include_raw=include_raw, strict=strict, **kwargs)
 
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        **kwargs: Any,
+    ) -> list[AIMessage]:
+        """Answer all inputs, which the engine decodes together, in their order."""
+        return super().batch(inputs, at_once(config, inputs), **kwargs)
+
+    def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
+        """Count the tokens of messages and tools as the model's own chat template renders them."""
+        with translated():
+            channel = self._channel()
+            if not channel.capabilities.counts_tokens:
+                raise UnsupportedRequestError(
+                    "This server does not count tokens.", hint="Count with another tokenizer."
+                )
+            request: dict[str, Any] = {"messages": to_openai(messages)}
+            if tools:
+                request["tools"] = tools_module.to_openai(tools)
+            answer = channel.call(COUNT, lambda _: request, timeout=self.timeout, max_retries=self.max_retries)
+            return int(answer["input_tokens"])
+
     async def agenerate(self, *args: Any, **kwargs: Any) -> LLMResult:
         """Do what BaseChatModel does, after preparing outside the event loop."""
         await self._ready()
@@ -124,6 +150,7 @@ class ChatQuantized(Quantized, BaseChatModel):
             async for chunk in chunks:
                 yield chunk
 
+    @single_flight
     def _generate(
         self,
         messages: list[BaseMessage],
@@ -135,6 +162,7 @@ class ChatQuantized(Quantized, BaseChatModel):
             message = to_message(list(self._replies(messages, stop, kwargs)), self._metadata())
         return ChatResult(generations=[ChatGeneration(message=message)])
 
+    @single_flight
     async def _agenerate(
         self,
         messages: list[BaseMessage],
@@ -146,6 +174,7 @@ class ChatQuantized(Quantized, BaseChatModel):
             message = to_message([delta async for delta in self._areplies(messages, stop, kwargs)], self._metadata())
         return ChatResult(generations=[ChatGeneration(message=message)])
 
+    @replayed
     def _stream(
         self,
         messages: list[BaseMessage],
@@ -159,6 +188,7 @@ class ChatQuantized(Quantized, BaseChatModel):
                 if chunk is not None:
                     yield ChatGenerationChunk(message=chunk)
 
+    @replayed
     async def _astream(
         self,
         messages: list[BaseMessage],

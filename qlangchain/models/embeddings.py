@@ -20,7 +20,9 @@ import anyio.to_thread
 from langchain_core.embeddings import Embeddings
 from pydantic import Field, model_validator
 
+from qlangchain import pipeline
 from qlangchain.artifacts.pooling import directory_pooling, gguf_pooling
+from qlangchain.artifacts.source import DEMO
 from qlangchain.errors import EngineError, InvalidInputError, PromptTooLongError, UnsupportedRequestError
 from qlangchain.models.base import Located, notify
 from qlangchain.models.errors import translated
@@ -36,6 +38,9 @@ Steps = Generator[Request, Any, list[list[float]]]
 _ENDPOINT_REQUESTS: Final = 4  # at once, to a server whose slots are not known
 _PROOF_SECONDS: Final = 60.0
 _MOST_MARKS: Final = 8  # tokens that a tokenizer may add around a text
+# Bytes for the attention mask of one physical batch: as many rows as the context has tokens, as many columns as all
+# slots have together, two bytes each.
+_MOST_MASK: Final = 256 * 1024 * 1024
 _EMPTY: Final = "An empty text was embedded as a single space: a model has no vector for nothing."
 
 
@@ -130,10 +135,26 @@ class QuantizedEmbeddings(Located, Embeddings):
         channel = super()._channel()
         if channel.endpoint and channel.endpoint.capabilities.raw_embeddings:
             _prove(channel.endpoint)
-        if channel.options is None or channel.artifact is None:
-            return channel
-        named = self.pooling or _declared(channel.artifact.path, channel.artifact.digest, self.model)
-        return replace(channel, options=replace(channel.options, pooling=named or "mean"))
+        return channel
+
+    def _prepared(self) -> pipeline.Prepared:
+        """Turn the plan for a model that generates into one that embeds, with the reasons."""
+        prepared = super()._prepared()
+        plan, options = prepared.plan, prepared.channel.options
+        assert options is not None
+        named = self.pooling or _declared(prepared.artifact.path, prepared.artifact.digest, self.model)
+        why = "as asked" if self.pooling else "as the model names it" if named else "since the model names none"
+        reasons = [f"{(named or 'mean').capitalize()} pooling, {why}."]
+        slots = max(1, min(options.slots, _MOST_MASK // (2 * options.context_length**2)))
+        if slots < options.slots and self.concurrency is None:
+            reasons.append(f"{slots} instead of {options.slots} requests at once: each text is computed as a whole.")
+        else:
+            slots = options.slots
+        return replace(
+            prepared,
+            plan=replace(plan, slots=slots, reasons=(*plan.reasons, *reasons)),
+            channel=replace(prepared.channel, options=replace(options, slots=slots, pooling=named or "mean")),
+        )
 
     def _at_once(self, channel: Channel) -> int:
         return channel.options.slots if channel.options else self.concurrency or _ENDPOINT_REQUESTS
@@ -253,8 +274,10 @@ def _prove(endpoint: Endpoint) -> None:
 def _declared(path: Path, digest: str, model: str | None) -> str | None:
     """The model's own pooling. `digest` is there for the cache: another file at the same path is another model."""
     named = gguf_pooling(path)
-    directory = Path(model).expanduser() if model else None
-    return named or (directory_pooling(directory) if directory and directory.is_dir() else None)
+    if named or model is None or model == DEMO:
+        return named
+    directory = Path(model).expanduser()
+    return directory_pooling(directory) if directory.is_dir() else None
 
 
 def _tokens(answer: Any) -> list[int]:

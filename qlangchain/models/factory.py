@@ -17,9 +17,9 @@ def get_llm(model: str | PathLike[str] | None = None, **arguments: Any) -> Quant
         model: "demo", the path of a GGUF file, or the path of a model directory. None takes the embedded demo
             model and says so.
         **arguments: those of `plan` (hardware, use_case, precision_required, context_length, concurrency,
-            method, format, runtime, allow_produce, offline), of sampling (temperature, top_p, top_k, min_p,
-            max_tokens, seed, stop, ...), endpoint= and api_key= for a server that runs already, timeout,
-            max_retries, preload, raw, and whatever LangChain's BaseLLM takes.
+            method, format, runtime, allow_produce, threads, gpu_layers, offline), of sampling (temperature,
+            top_p, top_k, min_p, max_tokens, seed, stop, ...), endpoint= and api_key= for a server that runs
+            already, timeout, max_retries, preload, raw, and whatever LangChain's BaseLLM takes.
 
     Nothing is loaded before the first call, unless `preload=True`.
 

@@ -7,27 +7,26 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
-from typing import Any, Final
+from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseLLM, LangSmithParams, LanguageModelInput
 from langchain_core.messages import HumanMessage
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from langchain_core.prompt_values import ChatPromptValue, PromptValue
+from langchain_core.runnables import Runnable, RunnableConfig
 from pydantic import ConfigDict, Field
 
-from qlangchain.models.base import SAMPLING, Quantized
+from qlangchain.models.base import MOST_AT_ONCE, SAMPLING, Quantized, at_once
+from qlangchain.models.cache.calls import CachedCalls, replayed, single_flight
 from qlangchain.models.errors import translated
 from qlangchain.models.messages import MessagesPrompt, MessagesPromptValue, to_openai, to_usage
 from qlangchain.runtimes.protocol import CHAT, COMPLETION, Delta
 
-_MOST_AT_ONCE: Final = 32  # requests in flight for one batch; the engine queues what exceeds its slots
-
-
 _call_settings: ContextVar[dict[str, Any]] = ContextVar("call_settings", default={})  # noqa: B039 - never changed
 
 
-class QuantizedLLM(Quantized, BaseLLM):
+class QuantizedLLM(CachedCalls, Quantized, BaseLLM):
     """A text model: a prompt in, plain text out, so that it composes with prompts on both sides.
 
     A string is put to the model as a user's message, in the model's own chat template, and the messages of a
@@ -44,6 +43,7 @@ class QuantizedLLM(Quantized, BaseLLM):
     model_config = ConfigDict(extra="forbid")
 
     raw: bool = Field(default=False, description="Send the text as it is, without the model's chat template.")
+    streaming: bool = Field(default=False, description="Let invoke() tell callbacks of each token as it comes.")
 
     @property
     def _llm_type(self) -> str:
@@ -67,6 +67,35 @@ class QuantizedLLM(Quantized, BaseLLM):
         if self.raw:
             return COMPLETION, {"prompt": prompt}
         return CHAT, {"messages": to_openai([HumanMessage(prompt)])}
+
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Answer all inputs, which the engine decodes together, in their order.
+
+        With `return_exceptions` each input has a failure of its own; BaseLLM would give all of them the first.
+        """
+        if not return_exceptions:
+            return super().batch(inputs, config, **kwargs)
+        return Runnable.batch(self, inputs, at_once(config, inputs), return_exceptions=True, **kwargs)
+
+    async def abatch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Do what `batch` does in an event loop."""
+        if not return_exceptions:
+            return await super().abatch(inputs, config, **kwargs)
+        return await Runnable.abatch(self, inputs, at_once(config, inputs), return_exceptions=True, **kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> LLMResult:
         """Do what BaseLLM does, with the call's own settings in the cache key, where BaseLLM forgets them."""
@@ -92,6 +121,7 @@ class QuantizedLLM(Quantized, BaseLLM):
             async for piece in pieces:
                 yield piece
 
+    @single_flight
     def _generate(
         self,
         prompts: list[str],
@@ -101,17 +131,25 @@ class QuantizedLLM(Quantized, BaseLLM):
     ) -> LLMResult:
         with translated():
             sampling = self._sampling(stop, kwargs)
+            # BaseLLM hands over the callbacks of the first prompt only, and they must not hear the others' tokens.
+            ears = run_manager if self.streaming and len(prompts) == 1 else None
 
             def one(prompt: str) -> list[Delta]:
-                return list(self._deltas(*self._content(prompt), sampling))
+                deltas = []
+                for delta in self._deltas(*self._content(prompt), sampling):
+                    deltas.append(delta)
+                    if ears and delta.text:
+                        ears.on_llm_new_token(delta.text)
+                return deltas
 
             if len(prompts) == 1:
                 return self._result([one(prompts[0])])
-            with ThreadPoolExecutor(min(_MOST_AT_ONCE, max(1, len(prompts)))) as threads:
+            with ThreadPoolExecutor(min(MOST_AT_ONCE, max(1, len(prompts)))) as threads:
                 # All prompts are in the engine at once; it decodes them together.
                 answers = [threads.submit(copy_context().run, one, prompt) for prompt in prompts]
                 return self._result([answer.result() for answer in answers])
 
+    @single_flight
     async def _agenerate(
         self,
         prompts: list[str],
@@ -121,14 +159,26 @@ class QuantizedLLM(Quantized, BaseLLM):
     ) -> LLMResult:
         with translated():
             sampling = self._sampling(stop, kwargs)
-            room = asyncio.Semaphore(_MOST_AT_ONCE)
+            room = asyncio.Semaphore(MOST_AT_ONCE)
+            ears = run_manager if self.streaming and len(prompts) == 1 else None
 
             async def one(prompt: str) -> list[Delta]:
+                deltas = []
                 async with room:
-                    return [delta async for delta in self._adeltas(*self._content(prompt), sampling)]
+                    async for delta in self._adeltas(*self._content(prompt), sampling):
+                        deltas.append(delta)
+                        if ears and delta.text:
+                            await ears.on_llm_new_token(delta.text)
+                return deltas
 
-            return self._result(await asyncio.gather(*(one(prompt) for prompt in prompts)))
+            tasks = [asyncio.ensure_future(one(prompt)) for prompt in prompts]
+            try:
+                return self._result(await asyncio.gather(*tasks))
+            finally:
+                for task in tasks:  # after a failure the others would be computed for nobody
+                    task.cancel()
 
+    @replayed
     def _stream(
         self,
         prompt: str,
@@ -145,6 +195,7 @@ class QuantizedLLM(Quantized, BaseLLM):
                     run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
 
+    @replayed
     async def _astream(
         self,
         prompt: str,

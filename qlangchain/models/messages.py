@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, convert_to_openai_messages
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
@@ -13,6 +13,10 @@ from langchain_core.prompt_values import PromptValue
 
 from qlangchain.errors import InvalidInputError
 from qlangchain.runtimes.protocol import Delta
+
+_SAID: Final = frozenset(
+    ("tool_call", "tool_call_chunk", "invalid_tool_call", "tool_use", "function_call", "reasoning", "thinking")
+)
 
 
 class MessagesPrompt(str):
@@ -62,6 +66,9 @@ def to_openai(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
     for message in sent:
         blocks = message.get("content")
         if isinstance(blocks, list):
+            # What the model said beside text (calls, reasoning) has fields of its own, or does not go back in.
+            own = _SAID if message["role"] == "assistant" else frozenset[str]()
+            blocks = [block for block in blocks if block.get("type") not in own]
             kinds = sorted({str(block.get("type", block)) for block in blocks} - {"text"})
             if kinds:
                 raise InvalidInputError(

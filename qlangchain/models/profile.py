@@ -16,7 +16,7 @@ def profile_of(model: str, context_length: int | None, *, offline: bool | None) 
     model by the grammar; that it calls them well by itself is claimed only where its template knows of tools.
     """
     found = sources.locate(model, offline=pipeline.is_offline(offline))
-    context = context_length or min(DEFAULT_CONTEXT, found.facts.max_context)
+    context = min(context_length or DEFAULT_CONTEXT, found.facts.max_context)
     template = found.chat_template or ""
     return ModelProfile(
         name=found.facts.name,

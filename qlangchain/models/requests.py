@@ -47,7 +47,7 @@ def build(messages: Sequence[dict[str, Any]], bound: Mapping[str, Any], server: 
         if not server.logprobs:
             raise UnsupportedRequestError("This server gives no logprobs.", hint="Leave out logprobs=.")
         content |= {"logprobs": True, "top_logprobs": bound.get("top_logprobs") or 1}
-    offered = tools.to_openai(bound["tools"]) if bound.get("tools") else []
+    offered = tools.distinct(tools.to_openai(bound["tools"])) if bound.get("tools") else []
     wanted = _format(bound.get("response_format"))
     if not offered:
         if tools.choose(bound.get("tool_choice"), []) not in ("auto", "none"):

@@ -40,7 +40,7 @@ def structured(
     if schema is None and method != "json_mode":
         raise InvalidInputError(f"method={method!r} needs a schema.", hint="Pass a class or a JSON schema.")
     described = None if schema is None else _described(schema, strict)
-    traced = {"ls_structured_output_format": {"kwargs": {"method": method, "strict": strict}, "schema": described}}
+    traced = {"ls_structured_output_format": {"kwargs": {"method": method, "strict": strict}, "schema": schema}}
     parser: Runnable[Any, Any]
     if method == "function_calling":
         assert schema is not None

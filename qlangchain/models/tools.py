@@ -23,7 +23,7 @@ _NO_ARGUMENTS: Final[Schema] = {"type": "object", "properties": {}}
 def to_openai(tools: Sequence[ToolLike], *, strict: bool | None = None) -> list[Tool]:
     """Turn tools (functions, classes, dicts, BaseTools) into the protocol's form.
 
-    Raises InvalidInputError for what is no tool, for two of one name, and for a schema that is none.
+    Raises InvalidInputError for what is no tool, and for a schema that is none.
     """
     converted: list[Tool] = []
     for tool in tools:
@@ -33,13 +33,19 @@ def to_openai(tools: Sequence[ToolLike], *, strict: bool | None = None) -> list[
             raise InvalidInputError(
                 f"{tool!r} is no tool: {error}", hint="Pass a function with a docstring, a class, or a schema."
             ) from error
-    names = [name_of(tool) for tool in converted]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise InvalidInputError(f"Two tools have the name {', '.join(sorted(twice))}.", hint="Rename one of them.")
     for tool in converted:
         schemas.check(parameters_of(tool), f"The schema of the tool {name_of(tool)!r}")
     return converted
+
+
+def distinct(tools: Sequence[Tool]) -> list[Tool]:
+    """Leave out what is bound twice; refuse two different tools of one name, which no reply could tell apart."""
+    by_name: dict[str, Tool] = {}
+    for tool in tools:
+        known = by_name.setdefault(name_of(tool), tool)
+        if parameters_of(known) != parameters_of(tool):
+            raise InvalidInputError(f"Two tools have the name {name_of(tool)!r}.", hint="Rename one of them.")
+    return list(by_name.values())
 
 
 def name_of(tool: Tool) -> str:

@@ -209,6 +209,8 @@ class _Reader:
         """Take any failure to answer a greeting for what it is: the request has not begun."""
         try:
             yield
+        except (httpx.ReadTimeout, httpx.WriteTimeout):
+            raise  # it lives, and is too slow
         except httpx.HTTPError as error:
             raise NotConnectedError(f"Nothing answers at {self._endpoint.base_url}: {error!r}.") from error
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
 from qlangchain import settings
@@ -15,6 +16,10 @@ from qlangchain.types import Capabilities, Endpoint
 STANDARD = Capabilities(
     sampling=frozenset({"temperature", "top_p", "max_tokens", "stop", "seed", "presence_penalty", "frequency_penalty"})
 )
+
+
+_KNOWN_SECONDS: Final = 60.0  # for so long a server is taken to be what it was; each look costs two requests
+_known: dict[tuple[str, str | None, str | None, bool], tuple[float, Endpoint]] = {}
 
 
 def connect(url: str, *, model: str | None = None, api_key: str | None = None, must_list: bool = True) -> Endpoint:
@@ -31,6 +36,16 @@ def connect(url: str, *, model: str | None = None, api_key: str | None = None, m
     """
     base = _base(url)
     key = (api_key or "").strip() or settings.read().endpoint_key
+    asked = (base, model, key, must_list)
+    known = _known.get(asked)
+    if known and time.monotonic() - known[0] < _KNOWN_SECONDS:
+        return known[1]
+    endpoint = _look(base, model, key, must_list=must_list)
+    _known[asked] = (time.monotonic(), endpoint)
+    return endpoint
+
+
+def _look(base: str, model: str | None, key: str | None, *, must_list: bool) -> Endpoint:
     client = Client(Endpoint(base_url=base, api_key=key), timeout=30)
     try:
         answer = client.call("GET", "/v1/models")

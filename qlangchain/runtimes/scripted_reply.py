@@ -6,10 +6,11 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from qlangchain.runtimes import scripted_tokens as tokens
+from qlangchain.runtimes.protocol import CHAT, CONSTRAINED
 
 _ALTERNATIVES: Final = [f" {letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
 _MOST_ALTERNATIVES: Final = 20  # what llama.cpp lists where `top_logprobs` says nothing
@@ -24,43 +25,45 @@ class Request:
 
     @property
     def is_chat(self) -> bool:
-        """Whether messages are asked about, and not one bare prompt."""
-        return self.path.endswith("/chat/completions")
-
-    @property
-    def messages(self) -> list[dict[str, Any]]:
-        """The messages of a chat request, in the protocol's form."""
-        return list(self.body.get("messages") or ())
+        """Whether it came as messages, and not as a prompt."""
+        return self.path == CHAT
 
     @property
     def prompt(self) -> str:
-        """The whole prompt as a model would see it: rendered from the messages, or the text as it came."""
+        """The whole prompt as a model would see it: rendered from the messages, or as it came."""
         if self.is_chat:
             tools = () if self.tool_choice == "none" else self.body.get("tools") or ()
-            return tokens.render(self.messages, tools)
+            return tokens.render(self.body.get("messages") or (), tools)
         prompt = self.body.get("prompt")
         if isinstance(prompt, list) and prompt and isinstance(prompt[0], int):
             return tokens.detokenize(prompt)
         return str(prompt[0] if isinstance(prompt, list) and prompt else prompt or "")
 
     @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The messages in the protocol's form, also those that a client has rendered with our template."""
+        return list(self.body.get("messages") or ()) if self.is_chat else tokens.read(self.prompt)[0]
+
+    @property
     def text(self) -> str:
-        """What the user said last: the text of the last user message, or the bare prompt."""
-        if not self.is_chat:
-            return self.prompt
-        asked = [message for message in self.messages if message.get("role") == "user"]
-        return tokens.content_text((asked or self.messages or [{}])[-1].get("content"))
+        """What the user said last: the text of the last user message, or a bare prompt."""
+        messages = self.messages
+        if not messages:
+            return "" if self.is_chat else self.prompt
+        asked = [message for message in messages if message.get("role") == "user"]
+        return tokens.content_text((asked or messages)[-1].get("content"))
 
     @property
     def tools(self) -> list[dict[str, Any]]:
         """The functions that may be called: dictionaries with name, description and parameters."""
-        return [tool["function"] for tool in self.body.get("tools") or ()]
+        offered = self.body.get("tools") or () if self.is_chat else tokens.read(self.prompt)[1]
+        return [tool["function"] for tool in offered]
 
     @property
     def tool_choice(self) -> str:
         """Return "auto", "required" or "none"; an object is read as "auto", which is what llama.cpp does."""
         choice = self.body.get("tool_choice")
-        return choice if isinstance(choice, str) and self.body.get("tools") else "auto"
+        return choice if isinstance(choice, str) else "auto"
 
     @property
     def schema(self) -> Any:
@@ -90,7 +93,7 @@ class Request:
     @property
     def logprobs(self) -> int | None:
         """How many alternatives of each token are asked for; None where no probabilities are."""
-        asked = self.body.get("logprobs")
+        asked = self.body.get("n_probs" if self.path == CONSTRAINED else "logprobs")
         if self.is_chat:
             return int(self.body.get("top_logprobs", _MOST_ALTERNATIVES)) if asked else None
         return int(asked) if asked else None
@@ -108,13 +111,13 @@ class Reply:
     Args:
         text: the answer, given in tokens where it is streamed. The request's stop and max_tokens cut it.
         tool_calls: calls as {"name": "add", "args": {"a": 1}}; args may be a string, to send broken JSON. "id"
-            is optional.
+            is optional. Where there are no messages, as behind a grammar for calls, they are said as JSON.
         finish_reason: what the server says in place of "stop", "length" or "tool_calls".
         usage: what it says in place of the token counts.
         reasoning: what a thinking model says before its answer.
         delay: seconds of silence before each event of a stream, or before an answer that is not streamed.
-        die_after: the connection is reset after so many pieces of the answer. An answer that is not streamed
-            is not begun.
+        die_after: the connection is reset after so many pieces of the answer (what was sent before it is still
+            read, at least on Linux). An answer that is not streamed is not begun.
         status: an HTTP error in place of the answer, such as 503.
         error: its message, or its whole JSON object. Without a status it is an event after the text, which is
             how servers report what goes wrong once a stream has begun.
@@ -161,10 +164,13 @@ class Answer:
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Yield the events of the stream, from the assistant's role to the token counts."""
+        if self.request.path == CONSTRAINED:
+            yield from self._native_events()
+            return
         counts = self._counts()
         if not self.request.is_chat:
             for part in self.deltas():
-                yield self._event({"text": part["delta"].get("content", ""), "logprobs": part.get("logprobs")}, None)
+                yield self._event({"text": part["delta"]["content"], "logprobs": part.get("logprobs")}, None)
             yield self._event({"text": "", "logprobs": None}, self.finish_reason) | counts
             return
         yield self._event({"delta": {"role": "assistant", "content": None}}, None)
@@ -176,9 +182,35 @@ class Answer:
         else:
             yield self._event({"delta": {}}, self.finish_reason) | {"timings": counts["timings"]}
 
+    def _native_events(self) -> Iterator[dict[str, Any]]:
+        for said, part in enumerate(self.deltas(), 1):
+            piece = part["delta"]["content"]
+            odds = {"completion_probabilities": part["logprobs"]["content"]} if "logprobs" in part else {}
+            event = {"index": 0, "content": piece, "tokens": tokens.tokenize(piece), "stop": False, **odds}
+            yield event | {"tokens_predicted": said, "tokens_evaluated": self.usage.get("prompt_tokens")}
+        yield self._native("")
+
+    def _native(self, text: str) -> dict[str, Any]:
+        """Return the end of an answer of llama.cpp's own route, or the whole of it."""
+        return {
+            "index": 0,
+            "content": text,
+            "tokens": [],
+            "stop": True,
+            "stop_type": "limit" if self.finish_reason == "length" else "eos",
+            "model": self.model,
+            "prompt": self.request.prompt,
+            "tokens_predicted": self.usage.get("completion_tokens"),
+            "tokens_evaluated": self.usage.get("prompt_tokens"),
+            "truncated": False,
+            "timings": _timings(self.usage),
+        }
+
     def whole(self) -> dict[str, Any]:
         """Return the answer in one piece."""
         text = "".join(self.text)
+        if self.request.path == CONSTRAINED:
+            return self._native(text)
         wanted = self.request.logprobs
         odds = None if wanted is None else {"content": [_odds(p, i, wanted) for i, p in enumerate(self.text)]}
         if self.request.is_chat:
@@ -209,6 +241,8 @@ class Answer:
 
 def finish(reply: Reply, request: Request, *, model: str, room: int) -> Answer:
     """Hold the reply to the request's stop and max_tokens, and to the `room` that the context has left."""
+    if not request.is_chat:
+        reply = replace(reply, text=reply.text + _calls_as_text(reply, request), tool_calls=(), reasoning="")
     cut = min((at for stop in request.stop if stop and (at := reply.text.find(stop)) >= 0), default=len(reply.text))
     left = min(room, request.max_tokens or room)
     asked = left
@@ -248,6 +282,13 @@ def finish(reply: Reply, request: Request, *, model: str, room: int) -> Answer:
         finish_reason=reply.finish_reason or reason,
         usage=usage,
     )
+
+
+def _calls_as_text(reply: Reply, request: Request) -> str:
+    """Write calls as a model writes them; a grammar allows one."""
+    calls = [_call(call, "")[:2] for call in reply.tool_calls]
+    written = [f'{{"name": {json.dumps(name)}, "arguments": {arguments}}}' for name, arguments in calls]
+    return "\n".join(written[:1] if request.schema is not None else written)
 
 
 def _call(call: Mapping[str, Any], identity: str) -> tuple[str, str, str]:

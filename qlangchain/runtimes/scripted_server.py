@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from qlangchain.runtimes import scripted_tokens as tokens
 from qlangchain.runtimes.copycat import UnsatisfiableError
-from qlangchain.runtimes.protocol import CHAT, COMPLETION
+from qlangchain.runtimes.protocol import CHAT, COMPLETION, CONSTRAINED
 from qlangchain.runtimes.scripted_refusal import Refusal, checked, parsed
 from qlangchain.runtimes.scripted_reply import Answer, Reply, Request, finish
 
@@ -108,6 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._serve({
             CHAT: self._generate,
             COMPLETION: self._generate,
+            CONSTRAINED: self._generate,
             "/v1/embeddings": self._embeddings,
             f"{CHAT}/input_tokens": self._input_tokens,
             "/apply-template": lambda body: {"prompt": checked(Request(CHAT, body)).prompt},
@@ -249,7 +250,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._event(_json(_fault(500, reply)))
         if reply.die_after is not None:  # the answer was shorter than its life
             return self._die()
-        self._event(b"[DONE]")
+        if answer.request.path != CONSTRAINED:
+            self._event(b"[DONE]")
         self.wfile.write(b"0\r\n\r\n")
         return None
 
@@ -267,12 +269,14 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _ends(event: Mapping[str, Any]) -> bool:
+    if "choices" not in event:
+        return bool(event["stop"])
     return not event["choices"] or event["choices"][0]["finish_reason"] is not None
 
 
 def _speaks(event: Mapping[str, Any]) -> bool:
     """Whether an event is a piece of the answer, and neither its role nor its end."""
-    return not _ends(event) and "role" not in event["choices"][0].get("delta", {})
+    return not _ends(event) and ("choices" not in event or "role" not in event["choices"][0].get("delta", {}))
 
 
 def _fault(status: int, reply: Reply) -> dict[str, Any]:

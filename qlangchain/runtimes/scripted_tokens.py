@@ -19,9 +19,10 @@ from typing import Any, Final
 CHAT_TEMPLATE: Final = (
     "{%- if tools %}{{ '<|im_start|>tools\\n' }}{{ tools | tojson }}{{ '<|im_end|>\\n' }}{% endif %}"
     "{%- for message in messages %}"
-    "{{ '<|im_start|>' + message.role + '\\n' + (message.content or '') }}"
-    "{%- if message.tool_calls %}{{ message.tool_calls | tojson }}{% endif %}"
-    "{{ '<|im_end|>\\n' }}"
+    "{{ '<|im_start|>' + message.role + '\\n' + (message.content or '') + '<|im_end|>\\n' }}"
+    "{%- if message.tool_calls %}"
+    "{{ '<|im_start|>calls\\n' }}{{ message.tool_calls | tojson }}{{ '<|im_end|>\\n' }}"
+    "{%- endif %}"
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
@@ -31,6 +32,7 @@ _START, _END = "<|im_start|>", "<|im_end|>"
 _PIECE: Final = re.compile(r"<\|im_start\|>|<\|im_end\|>| [A-Za-z0-9]{1,3}|[A-Za-z0-9]{2,4}|.", re.DOTALL)
 _CONTROL: Final = {_START: 0x110000, _END: 0x110001}
 _WORDS: Final = 0x110002  # the first id above all code points and control words
+_PART: Final = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>\n", re.DOTALL)
 _WORD: Final = re.compile(r"[^\W_]+")
 _WITHOUT_SPACES: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 
@@ -80,12 +82,35 @@ def _piece(token: int) -> str:
 
 def render(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
     """Turn messages and tools into the prompt that `CHAT_TEMPLATE` describes."""
-    parts = [f"{_START}tools\n{json.dumps(list(tools), ensure_ascii=False)}{_END}\n"] if tools else []
+    parts = [_part("tools", json.dumps(list(tools), ensure_ascii=False))] if tools else []
     for message in messages:
-        calls = message.get("tool_calls")
-        said = content_text(message.get("content")) + (json.dumps(calls, ensure_ascii=False) if calls else "")
-        parts.append(f"{_START}{message['role']}\n{said}{_END}\n")
+        parts.append(_part(message["role"], content_text(message.get("content"))))
+        if message.get("tool_calls"):
+            parts.append(_part("calls", json.dumps(message["tool_calls"], ensure_ascii=False)))
     return "".join(parts) + f"{_START}assistant\n"
+
+
+def _part(role: str, text: str) -> str:
+    return f"{_START}{role}\n{text}{_END}\n"
+
+
+def read(prompt: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Undo `render`: return the messages and tools of a prompt, or none where it was not rendered so.
+
+    What stands behind the last control words, where the assistant's turn has been begun, is left out.
+    """
+    messages: list[dict[str, Any]] = []
+    tools: list[dict[str, Any]] = []
+    if not prompt.startswith(_START):
+        return messages, tools
+    for role, text in _PART.findall(prompt):
+        if role == "tools":
+            tools = json.loads(text)
+        elif role == "calls":
+            messages[-1]["tool_calls"] = json.loads(text)
+        else:
+            messages.append({"role": role, "content": text})
+    return messages, tools
 
 
 def content_text(content: Any) -> str:

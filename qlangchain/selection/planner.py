@@ -6,6 +6,7 @@ Pure: the same facts always give the same plan.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from qlangchain.errors import HardwareUnavailableError, InvalidInputError, MissingDependencyError, NoWeightsError
@@ -61,7 +62,7 @@ def make_plan(
 
     wanted = _wanted_format(requirements, row, reasons, rejected)
     offer = _pick(requirements, wanted, offers, reasons, rejected, notices)
-    context = _context(requirements, model, reasons)
+    context = _context(requirements, model, reasons, notices)
     slots, why = _slots(requirements, hardware, model, context, offer.size_bytes)
     reasons.append(why)
     return Plan(
@@ -72,8 +73,8 @@ def make_plan(
         hardware=target,
         context_length=context,
         slots=slots,
-        threads=threads or hardware.cores,
-        gpu_layers=-1 if target is not Target.CPU and engine.gpu and hardware.has_gpu else 0,
+        threads=_threads(requirements) or threads or hardware.cores,
+        gpu_layers=_gpu_layers(requirements) if target is not Target.CPU and engine.gpu and hardware.has_gpu else 0,
         origin=offer.origin,
         reasons=tuple(reasons),
         rejected=tuple(rejected),
@@ -81,10 +82,37 @@ def make_plan(
     )
 
 
+def _threads(wanted: Requirements) -> int | None:
+    if wanted.threads is not None and not 1 <= wanted.threads <= 1024:
+        raise InvalidInputError(f"threads={wanted.threads} cannot be.", hint="Pass 1 to 1024, or None.")
+    return wanted.threads
+
+
+def _gpu_layers(wanted: Requirements) -> int:
+    return -1 if wanted.gpu_layers is None else wanted.gpu_layers
+
+
+def _asked_target(wanted: Requirements) -> Target:
+    """What hardware= and gpu_layers= say together."""
+    layers, target = wanted.gpu_layers, wanted.hardware
+    if layers is None:
+        return target
+    if layers < -1:
+        raise InvalidInputError(f"gpu_layers={layers} cannot be.", hint="Pass 0 or more, or -1 for all layers.")
+    if target is Target.AUTO:
+        return Target.HYBRID if layers else Target.CPU
+    if (target is Target.CPU) == bool(layers):
+        raise InvalidInputError(
+            f"hardware={target.value!r} and gpu_layers={layers} contradict each other.", hint="Leave out one of them."
+        )
+    return target
+
+
 def _target(
     wanted: Requirements, hardware: Hardware, engine: EngineFacts, reasons: list[str], notices: list[str]
 ) -> Target:
     gpus = ", ".join(gpu.name for gpu in hardware.gpus)
+    wanted = replace(wanted, hardware=_asked_target(wanted))
     if wanted.hardware is Target.CPU:
         return Target.CPU
     if wanted.hardware is Target.GPU:
@@ -183,7 +211,7 @@ def _pick(
     return offer
 
 
-def _context(wanted: Requirements, model: ModelFacts, reasons: list[str]) -> int:
+def _context(wanted: Requirements, model: ModelFacts, reasons: list[str], notices: list[str]) -> int:
     asked = wanted.context_length
     if asked is None:
         context = min(DEFAULT_CONTEXT, model.max_context)
@@ -192,6 +220,9 @@ def _context(wanted: Requirements, model: ModelFacts, reasons: list[str]) -> int
     if asked < MIN_CONTEXT:
         raise InvalidInputError(f"context_length={asked} is too small.", hint=f"Pass at least {MIN_CONTEXT}.")
     if asked > model.max_context:
+        if wanted.cap_context:
+            notices.append(f"The context is {model.max_context} tokens, not {asked}: the model was made for no more.")
+            return model.max_context
         raise InvalidInputError(
             f"context_length={asked} is more than the model was made for.", hint=f"Pass at most {model.max_context}."
         )

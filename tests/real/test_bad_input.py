@@ -169,4 +169,4 @@ def test_a_model_that_is_not_there_is_a_named_error(model: str, error: type[Qlan
     with pytest.raises(error) as caught:
         get_llm(model, hardware="cpu", offline=True).invoke("Hello")
     assert caught.value.hint
-    assert model.split(":")[0] in str(caught.value)
+    assert model.split(":", maxsplit=1)[0] in str(caught.value)

@@ -1,4 +1,4 @@
-"""The LangChain face on the real engine with the demo model: both kinds of model, sync and async, whole and streamed."""
+"""The LangChain face on the real engine with the demo model: both kinds of model, sync and async, streamed or not."""
 
 from __future__ import annotations
 

@@ -117,13 +117,19 @@ def test_no_tool_is_called_where_none_is_asked_for(chat: ChatQuantized) -> None:
 
 def test_tool_results_go_back_in(chat: ChatQuantized) -> None:
     call = {"name": "add", "args": {"a": 3, "b": 4}, "id": "call_1", "type": "tool_call"}
-    history = [HumanMessage("What is 3 plus 4?"), AIMessage("", tool_calls=[call]), ToolMessage("7", tool_call_id="call_1")]
+    history = [
+        HumanMessage("What is 3 plus 4?"),
+        AIMessage("", tool_calls=[call]),
+        ToolMessage("7", tool_call_id="call_1"),
+    ]
     alone = chat.bind_tools(TOOLS).invoke(history[:1]).usage_metadata["input_tokens"]
     assert chat.bind_tools(TOOLS).invoke(history).usage_metadata["input_tokens"] > alone
 
 
 @pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
-@pytest.mark.parametrize("schema", [Person, PersonV1, Pet, Person.model_json_schema()], ids=["v2", "v1", "dict", "json"])
+@pytest.mark.parametrize(
+    "schema", [Person, PersonV1, Pet, Person.model_json_schema()], ids=["v2", "v1", "dict", "json"]
+)
 async def test_structured_output_always_fits(model: ChatQuantized, method: Any, schema: Any) -> None:
     chain = model.with_structured_output(schema, method=method)
     for value in (chain.invoke("Anna is 5 years old."), await chain.ainvoke("Anna is 5 years old.")):
@@ -219,11 +225,19 @@ BAD_TOOLS: list[tuple[Any, str]] = [
     ({"name": "x", "description": "y", "parameters": {"type": "nonsense"}}, "no valid JSON schema"),
     ({"name": "x", "description": "y", "parameters": {"properties": 5}}, "no valid JSON schema"),
     (
-        {"name": "x", "description": "y", "parameters": {"type": "object", "properties": {"a": {"$ref": "#/$defs/No"}}}},
+        {
+            "name": "x",
+            "description": "y",
+            "parameters": {"type": "object", "properties": {"a": {"$ref": "#/$defs/No"}}},
+        },
         "refers to",
     ),
     (
-        {"name": "x", "description": "y", "parameters": {"type": "object", "properties": {"a": {"$ref": "http://a/b"}}}},
+        {
+            "name": "x",
+            "description": "y",
+            "parameters": {"type": "object", "properties": {"a": {"$ref": "http://a/b"}}},
+        },
         "refers to",
     ),
 ]
@@ -239,8 +253,9 @@ def test_a_choice_that_is_none_is_refused(chat: ChatQuantized) -> None:
     with pytest.raises(InvalidInputError, match="names no tool") as caught:
         chat.bind_tools(TOOLS, tool_choice="subtract")
     assert "add, get_weather, now" in caught.value.hint
+    other = {"name": "add", "description": "Another", "parameters": {"type": "object", "properties": {}}}
     with pytest.raises(InvalidInputError, match="Two tools"):
-        chat.bind_tools([add, add])
+        chat.bind_tools([add, add, other]).invoke("x")
     with pytest.raises(InvalidInputError, match="none is bound"):
         chat.invoke("x", tool_choice="any")
     with pytest.raises(InvalidInputError, match="refers to"):

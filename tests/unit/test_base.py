@@ -16,7 +16,7 @@ from qlangchain.errors import EngineStartError, InvalidInputError, MissingDepend
 from qlangchain.runtimes import base
 from qlangchain.runtimes.llamacpp import LlamaCpp
 from qlangchain.runtimes.pool import Pool
-from qlangchain.types import Artifact, Endpoint, EngineOptions, Method, Origin
+from qlangchain.types import Artifact, Capabilities, Endpoint, EngineOptions, Method, Origin
 
 OPTIONS = EngineOptions(512)
 WAIT = 10.0  # seconds; only a failing test waits so long
@@ -30,6 +30,7 @@ class Fake:
     """An engine that counts its starts and stops, in the order of all of them."""
 
     made: list[Fake]
+    capabilities = Capabilities()
 
     def __init__(self, artifact: Artifact, options: EngineOptions) -> None:
         self.artifact, self.options = artifact, options

@@ -1,7 +1,8 @@
-"""What is kept of an answer comes back equal, or is not kept; what is read makes no other objects."""
+"""What is kept of an answer comes back equal, whole or as chunks, or is not kept; nothing else is made of it."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, Generation, GenerationChunk
 
-from qlangchain.models.cache import codec
+from qlangchain.models.cache import codec, replay
 
 text = st.text(st.characters(codec="utf-8"), max_size=20)
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | text
@@ -132,10 +133,8 @@ def test_deep_nesting_is_not_kept() -> None:
 
 @given(st.binary(max_size=200) | jsons.map(lambda value: json.dumps(value).encode()))
 def test_any_bytes_are_generations_or_undecodable(value: bytes) -> None:
-    try:
+    with contextlib.suppress(codec.UndecodableError):
         assert isinstance(codec.decode(value), list)
-    except codec.UndecodableError:
-        pass
 
 
 @given(st.data())
@@ -172,3 +171,36 @@ def test_constructors_in_the_text_stay_data(monkeypatch: pytest.MonkeyPatch) -> 
     }
     (found,) = round_trip(Generation(text="x", generation_info=planted))
     assert found.generation_info == planted
+
+
+# As a stream says it again.
+
+
+@given(messages)
+def test_any_message_survives_being_split_and_joined(message: AIMessage) -> None:
+    generation = ChatGeneration(message=message)
+    assert replay.splittable([generation]) is not bool(message.invalid_tool_calls)
+    generation.message = message = message.model_copy(update={"invalid_tool_calls": []})
+    chunks = list(replay.split(generation))
+    joined = replay.join(chunks)
+    assert isinstance(joined, ChatGeneration)
+    found = joined.message
+    assert isinstance(found, AIMessage)
+    assert found.text == message.text
+    assert found.tool_calls == message.tool_calls
+    usage: Any = found.usage_metadata
+    assert usage == (message.usage_metadata and {**message.usage_metadata, "total_cost": 0})
+    assert found.response_metadata == message.response_metadata
+    assert found.additional_kwargs == message.additional_kwargs
+    assert len([chunk for chunk in chunks if chunk.message.usage_metadata]) == (message.usage_metadata is not None)
+
+
+@pytest.mark.parametrize(
+    "words", ["", " ", "a", "a b", "x" * 1000, "字" * 200, "one two\n\n  three\t" * 20, "a\x00\u2028b"]
+)
+def test_any_text_survives_being_split_and_joined(words: str) -> None:
+    for generation in (Generation(text=words, generation_info={"a": 1}), ChatGeneration(message=AIMessage(words))):
+        chunks = list(replay.split(generation))
+        assert "".join(chunk.text for chunk in chunks) == words
+        assert replay.join(chunks) == generation
+    assert replay.join([]) is None

@@ -7,8 +7,10 @@ import itertools
 import json
 import math
 import pickle
+import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.exceptions import ContextOverflowError
 from langchain_tests.unit_tests import EmbeddingsUnitTests
 
-from qlangchain import QuantizedEmbeddings, get_embeddings
+from qlangchain import QuantizedEmbeddings, get_embeddings, pipeline
 from qlangchain.artifacts.pooling import directory_pooling, gguf_pooling
 from qlangchain.errors import (
     CorruptFileError,
@@ -221,7 +223,10 @@ def test_what_is_no_list_of_strings_is_refused(embed: Embed, texts: Any) -> None
 class Counter:
     """Stands in for a channel's calls: answers in reverse order, late for the first, and records how many run."""
 
-    def __init__(self, limit: int | None = None, **capabilities: bool) -> None:
+    def __init__(self, limit: int | None = None, together: int = 0, **capabilities: bool) -> None:
+        """With `together`, so many calls wait for each other."""
+        self.together = together
+        self.barrier, self.abarrier = threading.Barrier(max(1, together)), asyncio.Barrier(max(1, together))
         self.endpoint = Endpoint("http://counter", capabilities=Capabilities(**capabilities))
         self.limit = limit
         self.requests: list[dict[str, Any]] = []
@@ -244,18 +249,23 @@ class Counter:
 
     def call(self, path: str, body: Any, **_: Any) -> Any:
         self.at_once += 1
-        self.most = max(self.most, self.at_once)
-        time.sleep(0.03 if not self.requests else 0.001)
         try:
+            self.most = max(self.most, self.at_once)
+            if self.together:
+                self.barrier.wait(timeout=10)
+            time.sleep(0.02 if not self.requests else 0.001)  # the first to begin is not the first to end
             return self.answer(path, body)
         finally:
             self.at_once -= 1
 
     async def acall(self, path: str, body: Any, **_: Any) -> Any:
         self.at_once += 1
-        self.most = max(self.most, self.at_once)
-        await asyncio.sleep(0.03 if not self.requests else 0.001)
         try:
+            self.most = max(self.most, self.at_once)
+            if self.together:
+                async with asyncio.timeout(10):
+                    await self.abarrier.wait()
+            await asyncio.sleep(0.02 if not self.requests else 0.001)
             return self.answer(path, body)
         finally:
             self.at_once -= 1
@@ -288,7 +298,7 @@ def test_order_is_kept_over_batches(counted: Any, embed: Embed, count: int, size
 def test_as_many_requests_are_under_way_as_the_engine_has_slots(
     counted: Any, embed: Embed, slots: int | None, concurrency: int | None, most: int
 ) -> None:
-    counter = counted(slots=slots)
+    counter = counted(slots=slots, together=most)
     embed(QuantizedEmbeddings(batch_size=1, concurrency=concurrency), [str(n) for n in range(12)])
     assert counter.most == most
     assert counter.at_once == 0
@@ -375,6 +385,29 @@ def test_the_object_is_a_value() -> None:
     assert pickle.loads(pickle.dumps(model)) == model
     assert "secret" not in repr(model)
     assert get_embeddings(Path("demo")).model == "demo"
+
+
+def test_the_plan_says_how_texts_are_pooled() -> None:
+    plan = get_embeddings("demo", hardware="cpu").plan
+    assert plan is not None and "Mean pooling, since the model names none." in plan.reasons
+    plan = get_embeddings("demo", hardware="cpu", pooling="last").plan
+    assert plan is not None and "Last pooling, as asked." in plan.reasons
+
+
+def test_long_contexts_are_computed_by_fewer_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    def longer(original: Any) -> Any:
+        def prepare(*given: Any, **named: Any) -> Any:
+            prepared = original(*given, **named)
+            options = replace(prepared.channel.options, context_length=8192, slots=8)
+            return replace(prepared, channel=replace(prepared.channel, options=options))
+
+        return prepare
+
+    monkeypatch.setattr(pipeline, "prepare", longer(pipeline.prepare))
+    prepared = get_embeddings("demo", hardware="cpu")._prepared()
+    assert prepared.plan.slots == prepared.channel.options.slots == 2
+    assert any("2 instead of 8 requests" in reason for reason in prepared.plan.reasons)
+    assert get_embeddings("demo", hardware="cpu", concurrency=8)._prepared().channel.options.slots == 8
 
 
 # Which pooling a model names.

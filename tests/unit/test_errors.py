@@ -26,6 +26,7 @@ from qlangchain.errors import (
     EngineStartError,
     EngineTimeoutError,
     InvalidInputError,
+    MalformedReplyError,
     ModelNotFoundError,
     NotConnectedError,
     PromptTooLongError,
@@ -51,7 +52,8 @@ EXTRAS: dict[type[QlangchainError], dict[str, Any]] = {
     EngineStartError: {"log": "line 1\nline 2"},
     EngineDiedError: {"partial": "Half an ans", "log": "killed"},
     NotConnectedError: {"partial": "", "log": "never there"},
-    PromptTooLongError: {"prompt_tokens": 5000, "context_length": 4096},
+    MalformedReplyError: {"text": '{"city": "Par'},
+    PromptTooLongError: {"prompt_tokens": 5000, "context_length": 4096, "reserved_tokens": 1},
 }
 
 

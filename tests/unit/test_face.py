@@ -23,6 +23,7 @@ ORDER = [
     {"runtimes"},
     {"pipeline"},
     {"models"},
+    {"compat"},
     {"evaluate", "chains"},
     {"cli"},
     {"__main__"},
@@ -95,6 +96,7 @@ def test_the_public_names_are_pinned() -> None:
         "get_embeddings",
         "get_llm",
         "plan",
+        "set_cache",
     ]
     for name in qlangchain.__all__:
         assert getattr(qlangchain, name) is not None

@@ -2,76 +2,29 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
-import struct
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
-import jinja2
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import HumanMessage, SystemMessage
+from unit.asking import TOOL, events, http, post, refused, user
+from unit.asking import echo as echo  # noqa: PLC0414 - a fixture
 
 from qlangchain import get_chat_model, get_llm
 from qlangchain.errors import (
     AuthenticationError,
-    EngineBusyError,
-    EngineDiedError,
     EngineFailedError,
-    EngineTimeoutError,
     InvalidInputError,
-    NotConnectedError,
     PromptTooLongError,
     RequestRejectedError,
 )
 from qlangchain.runtimes import llamacpp, remote
 from qlangchain.runtimes import scripted_tokens as tokens
-from qlangchain.runtimes.client import Client
-from qlangchain.runtimes.protocol import CHAT, COMPLETION
+from qlangchain.runtimes.protocol import CHAT, COMPLETION, CONSTRAINED
 from qlangchain.runtimes.scripted import Reply, Request, Scripted, copycat
-
-
-def user(text: str, **more: Any) -> dict[str, Any]:
-    """A chat request with one message."""
-    return {"messages": [{"role": "user", "content": text}], **more}
-
-
-@pytest.fixture
-def echo() -> Iterator[Scripted]:
-    with Scripted() as script:
-        yield script
-
-
-def http(script: Scripted) -> httpx.Client:
-    headers = {"Authorization": f"Bearer {script.api_key}"}
-    return httpx.Client(base_url=script.url, headers=headers, trust_env=False)
-
-
-def post(script: Scripted, path: str, body: Any) -> Any:
-    with http(script) as client:
-        response = client.post(path, json=body)
-        assert response.status_code == 200, response.text
-        return response.json()
-
-
-def refused(script: Scripted, path: str, body: Any) -> dict[str, Any]:
-    with http(script) as client:
-        response = client.post(path, json=body)
-        error: dict[str, Any] = response.json()["error"]
-        assert response.status_code == error["code"] >= 400
-        return error
-
-
-def events(script: Scripted, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-    with http(script) as client:
-        lines = client.post(path, json={**body, "stream": True}).text.split("\n\n")
-    assert lines[-2:] == ["data: [DONE]", ""]
-    return [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
 
 
 def said(script: Scripted, **more: Any) -> dict[str, Any]:
@@ -218,6 +171,19 @@ def test_bare_prompts_are_completed() -> None:
     assert [request.prompt for request in script.requests] == ["Say", "Say it", "<raw>"]
 
 
+def test_the_route_whose_grammar_holds_speaks_llama_cpp_s_own_form() -> None:
+    with Scripted(["one two three", "one two", "one two"]) as script:
+        with http(script) as client:
+            lines = client.post(CONSTRAINED, json={"prompt": "Say", "stream": True, "n_probs": 1}).text.split("\n\n")
+        found = [json.loads(line.removeprefix("data: ")) for line in lines if line]  # and no end mark
+        assert [event["content"] for event in found] == ["one", " two", " thr", "ee", ""]
+        assert [event["stop"] for event in found] == [False] * 4 + [True]
+        assert found[1]["completion_probabilities"][0]["token"] == " two"
+        assert (found[-1]["stop_type"], found[-1]["tokens_predicted"]) == ("eos", 4)
+        assert post(script, CONSTRAINED, {"prompt": "Say"})["content"] == "one two"
+        assert post(script, CONSTRAINED, {"prompt": "Say", "n_predict": 1})["stop_type"] == "limit"
+
+
 async def test_all_ways_to_call_a_model_agree(echo: Scripted) -> None:
     chat = get_chat_model(endpoint=echo.url, api_key=echo.api_key)
     text = "量化 is “fine”.\u2028New line, tab\t, \U0001f600"
@@ -326,8 +292,6 @@ def test_nonsense_is_refused(echo: Scripted) -> None:
 
 # Tool calls and reasoning.
 
-TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
-
 
 def test_scripted_tool_calls_are_called_and_streamed() -> None:
     calls = [{"name": "add", "args": {"a": 1, "word": "你好"}}, {"name": "stop", "args": {}, "id": "mine"}]
@@ -376,165 +340,3 @@ def test_a_reply_may_lie_about_its_end_and_its_counts() -> None:
         answer = get_chat_model(endpoint=script.url, api_key=script.api_key).invoke("hi")
     assert answer.usage_metadata["output_tokens"] == 900
     assert answer.response_metadata["finish_reason"] == "content_filter"
-
-
-# Faults.
-
-
-def call(script: Scripted, **arguments: Any) -> str:
-    llm = get_llm(endpoint=script.url, api_key=script.api_key, max_retries=0, **arguments)
-    return llm.invoke("hi")
-
-
-@pytest.mark.parametrize("whole", ["one two three", ""])
-@pytest.mark.parametrize("after", [0, 1, 2, 50])
-def test_a_connection_dies_after_so_many_pieces(whole: str, after: int) -> None:
-    with Scripted([Reply(whole, die_after=after), "alive"]) as script:
-        with pytest.raises(EngineDiedError) as caught:
-            call(script)
-        assert caught.value.partial == "".join(tokens.pieces(whole)[:after])
-        assert call(script) == "alive"
-
-
-def test_a_connection_dies_before_an_answer_that_is_not_streamed() -> None:
-    with Scripted([Reply("one two", die_after=1)]) as script, http(script) as client:
-        with pytest.raises(httpx.HTTPError):
-            client.post(CHAT, json=user("hi"))
-
-
-@pytest.mark.parametrize(
-    ("reply", "error", "message"),
-    [
-        (Reply(status=503, error="Loading model"), EngineBusyError, "Loading model"),
-        (Reply(status=429), EngineBusyError, "scripted failure"),
-        (Reply(status=500, error={"message": "CUDA out of memory"}), EngineFailedError, "CUDA out of memory"),
-        (Reply(status=401, error="no"), AuthenticationError, "no"),
-        (Reply(status=400, error={"message": "bad grammar", "type": "x"}), RequestRejectedError, "bad grammar"),
-        (Reply("one two", error="slot was lost"), EngineFailedError, "slot was lost"),
-    ],
-)
-def test_errors_are_played(reply: Reply, error: type[Exception], message: str) -> None:
-    with Scripted([reply, "fine"]) as script:
-        with pytest.raises(error, match=message):
-            call(script)
-        assert call(script) == "fine"
-
-
-def test_an_error_in_the_stream_comes_after_the_text() -> None:
-    with Scripted([Reply("one two", error="slot was lost")]) as script:
-        stream = Client(script.endpoint).stream(CHAT, user("hi", stream=True))
-        assert [next(stream).text for _ in range(3)] == ["", "one", " two"]
-        with pytest.raises(EngineFailedError, match="slot was lost"):
-            next(stream)
-
-
-def test_a_busy_server_is_asked_again() -> None:
-    with Scripted([Reply(status=503), Reply(status=503), "at last"]) as script:
-        assert get_llm(endpoint=script.url, api_key=script.api_key, max_retries=2).invoke("hi") == "at last"
-    assert len(script.requests) == 3
-
-
-@pytest.mark.parametrize("delay", [0.001, 30])
-def test_silence_runs_into_the_timeout_or_not(delay: float) -> None:
-    with Scripted([Reply("one two", delay=delay)]) as script:
-        if delay < 1:
-            assert call(script, timeout=20) == "one two"
-        else:
-            with pytest.raises(EngineTimeoutError):
-                call(script, timeout=0.05)
-
-
-def test_a_stopped_server_cuts_its_streams_and_can_be_started_again() -> None:
-    script = Scripted([Reply("one two", delay=60), "alive"])
-    with pytest.raises(InvalidInputError, match="not been started"):
-        _ = script.url
-    with script.start():
-        url = script.url
-        stream = Client(script.endpoint).stream(CHAT, user("hi", stream=True))
-        threading.Timer(0.05, script.stop).start()
-        with pytest.raises(EngineDiedError):
-            next(stream)
-    with pytest.raises(NotConnectedError):
-        call(script)
-    with script:
-        assert script.url == url
-        assert call(script) == "alive"
-    script.stop()  # stopping what does not run does nothing
-
-
-# Tokens, templates, vectors.
-
-
-@given(st.text(max_size=60))
-def test_tokens_join_to_the_text(text: str) -> None:
-    ids = tokens.tokenize(text)
-    assert "".join(tokens.pieces(text)) == text == tokens.detokenize(ids)
-    assert all(0 <= token < tokens.VOCABULARY_SIZE < 2**31 for token in ids)
-
-
-def test_text_is_counted_like_a_model_s() -> None:
-    assert tokens.pieces("Hello world, 你好 2024!") == ["Hell", "o", " wor", "ld", ",", " ", "你", "好", " 202", "4", "!"]
-    assert tokens.pieces("<|im_start|>user") == ["<|im_start|>", "user"]
-
-
-def test_the_tokenizer_s_routes(echo: Scripted) -> None:
-    ids = post(echo, "/tokenize", {"content": "Hi 你"})["tokens"]
-    assert post(echo, "/detokenize", {"tokens": ids}) == {"content": "Hi 你"}
-    shown = post(echo, "/tokenize", {"content": "Hi 你", "with_pieces": True})["tokens"]
-    assert [(entry["id"], entry["piece"]) for entry in shown] == list(zip(ids, ["Hi", " ", "你"], strict=True))
-    prompt = post(echo, "/apply-template", user("Hi"))["prompt"]
-    assert prompt == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    counted = post(echo, f"{CHAT}/input_tokens", user("Hi"))["input_tokens"]
-    assert counted == len(post(echo, "/tokenize", {"content": prompt})["tokens"])
-    assert counted == post(echo, CHAT, user("Hi"))["usage"]["prompt_tokens"]
-    assert len(echo.requests) == 1
-
-
-@pytest.mark.parametrize("tools", [[], [TOOL]])
-def test_the_template_that_it_shows_is_the_one_that_it_uses(echo: Scripted, tools: list[Any]) -> None:
-    with http(echo) as client:
-        props = client.get("/props").json()
-    messages = [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "Hi"},
-        {"role": "assistant", "content": "", "tool_calls": [{"id": "1", "type": "function"}]},
-        {"role": "tool", "content": "3"},
-    ]
-    environment = jinja2.Environment(autoescape=False)
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "ensure_ascii": False}
-    template = environment.from_string(props["chat_template"])
-    rendered = template.render(messages=messages, tools=tools, add_generation_prompt=True)
-    assert rendered == post(echo, "/apply-template", {"messages": messages, "tools": tools})["prompt"]
-    assert props["default_generation_settings"]["n_ctx"] == 4096
-
-
-def test_vectors_have_norm_one_and_texts_that_share_words_are_near(echo: Scripted) -> None:
-    texts = ["The cat sat on the mat.", "A cat on a mat", "Interest rates rose", "我喜欢猫", "猫在睡觉", ""]
-    answer = post(echo, "/v1/embeddings", {"input": texts})
-    vectors = [row["embedding"] for row in answer["data"]]
-    assert [row["index"] for row in answer["data"]] == list(range(len(texts)))
-    assert [len(vector) for vector in vectors] == [64] * len(texts)
-    assert all(math.isclose(math.hypot(*vector), 1) for vector in vectors)
-
-    def near(one: int, other: int) -> float:
-        return sum(a * b for a, b in zip(vectors[one], vectors[other], strict=True))
-
-    assert near(0, 1) > near(0, 2)
-    assert near(3, 4) > near(3, 2)
-    assert vectors[0] == post(echo, "/v1/embeddings", {"input": texts[0]})["data"][0]["embedding"]
-    assert vectors[0] != post(echo, "/v1/embeddings", {"input": texts[0] + " "})["data"][0]["embedding"]
-    by_ids = post(echo, "/v1/embeddings", {"input": tokens.tokenize(texts[0])})
-    assert by_ids["data"][0]["embedding"] == vectors[0]
-    packed = post(echo, "/v1/embeddings", {"input": texts[0], "encoding_format": "base64"})["data"][0]["embedding"]
-    assert struct.unpack("<64f", base64.b64decode(packed)) == pytest.approx(vectors[0], abs=1e-6)
-
-
-# A conversation through LangChain, with what the copycat is told.
-
-
-def test_a_tool_result_is_repeated(echo: Scripted) -> None:
-    chat = get_chat_model(endpoint=echo.url, api_key=echo.api_key)
-    asked = AIMessage("", tool_calls=[{"name": "weather", "args": {"city": "Oslo"}, "id": "1"}])
-    answer = chat.invoke([HumanMessage("How is Oslo?"), asked, ToolMessage("Rain, 4 degrees", tool_call_id="1")])
-    assert answer.text == "Rain, 4 degrees"
-    assert echo.requests[0].messages[1]["tool_calls"][0]["function"]["name"] == "weather"

@@ -360,6 +360,27 @@ def test_threads_that_digest_the_same_file(store: Store, tmp_path: Path) -> None
     assert not list((store.root / "digests").glob("*.tmp"))
 
 
+def test_threads_that_write_the_same_note_never_show_half_of_it(tmp_path: Path) -> None:
+    note, together, wrong = tmp_path / "note.json", threading.Barrier(6), []
+
+    def write(number: int) -> None:
+        together.wait(WAIT)
+        try:
+            for _ in range(10):
+                store_module._write_json(note, {"number": number, "long": "x" * 50_000 * number})
+                assert store_module._read_json(note)
+        except (AssertionError, OSError) as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT)
+    assert wrong == []
+    assert list(tmp_path.iterdir()) == [note]
+
+
 MAKER = """
 import os, sys, time
 from pathlib import Path

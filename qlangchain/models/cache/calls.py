@@ -9,21 +9,17 @@ its `_generate` and `_agenerate`, `replayed` on its `_stream` and `_astream`.
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar, cast
 
 from langchain_core.caches import BaseCache
 from langchain_core.globals import get_llm_cache
 from langchain_core.language_models import BaseChatModel
-from langchain_core.load import dumps
-from langchain_core.outputs import ChatGeneration, ChatResult, Generation, LLMResult
+from langchain_core.outputs import Generation, LLMResult
 
-from qlangchain.models.cache import flights, replay
-from qlangchain.models.cache.caches import flight_key
+from qlangchain.models.cache import flights, generation, replay
 from qlangchain.models.cache.replay import Answer
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -85,7 +81,7 @@ def single_flight(method: Method) -> Method:
             cache = cache_of(self, kwargs)
             if cache is None:
                 return await make(content)
-            return await _arun(_generation(self, cache, content, stop, kwargs, blocking=False), make)
+            return await generation.arun(generation.steps(self, cache, content, stop, kwargs, blocking=False), make)
 
         return cast("Method", _agenerate)
 
@@ -97,7 +93,7 @@ def single_flight(method: Method) -> Method:
         cache = cache_of(self, kwargs)
         if cache is None:
             return make(content)
-        return _run(_generation(self, cache, content, stop, kwargs, blocking=True), make)
+        return generation.run(generation.steps(self, cache, content, stop, kwargs, blocking=True), make)
 
     return cast("Method", _generate)
 
@@ -117,9 +113,9 @@ def replayed(method: Method) -> Method:
                     async for chunk in chunks:
                         yield chunk
                     return
-                call = _call(self, cache, content, stop, kwargs)
+                call = generation.name_call(self, cache, content, stop, kwargs)
                 async with flights.shared.aflight(call.key) as seat:
-                    answer = seat.answer if seat.landed else _replayable(await call.alookup())
+                    answer = _replayable(seat.answer.generations if seat.landed else await call.alookup())
                     if answer is not None:
                         seat.land(answer)
                         for chunk in replay.split(answer.generations[0]):
@@ -132,7 +128,7 @@ def replayed(method: Method) -> Method:
                         said.append(replay.snapshot(chunk))
                         with seat.paused():
                             yield chunk
-                    answer = _answer_of(self, replay.join(said))
+                    answer = generation.answer_of(self, replay.join(said))
                     if answer is not None:
                         await call.aupdate(answer)
                         seat.land(answer)
@@ -147,9 +143,9 @@ def replayed(method: Method) -> Method:
             if cache is None:
                 yield from chunks
                 return
-            call = _call(self, cache, content, stop, kwargs)
+            call = generation.name_call(self, cache, content, stop, kwargs)
             with flights.shared.flight(call.key) as seat:
-                answer = seat.answer if seat.landed else _replayable(call.lookup())
+                answer = _replayable(seat.answer.generations if seat.landed else call.lookup())
                 if answer is not None:
                     seat.land(answer)
                     for chunk in replay.split(answer.generations[0]):
@@ -162,201 +158,12 @@ def replayed(method: Method) -> Method:
                     said.append(replay.snapshot(chunk))
                     with seat.paused():
                         yield chunk
-                answer = _answer_of(self, replay.join(said))
+                answer = generation.answer_of(self, replay.join(said))
                 if answer is not None:
                     call.update(answer)
                     seat.land(answer)
 
     return cast("Method", _stream)
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """One prompt to one model: where its answer is kept, and under which strings LangChain itself looks for it."""
-
-    cache: BaseCache
-    content: Any
-    prompt: str
-    llm_string: str
-
-    @property
-    def key(self) -> tuple[int, type, str, str]:
-        return flight_key(self.cache, self.prompt, self.llm_string)
-
-    def lookup(self) -> Sequence[Generation] | None:
-        return self.cache.lookup(self.prompt, self.llm_string)
-
-    async def alookup(self) -> Sequence[Generation] | None:
-        return await self.cache.alookup(self.prompt, self.llm_string)
-
-    def update(self, answer: Answer) -> None:
-        # LangChain's own memory cache hands out the very objects that it was given: not those that others share.
-        self.cache.update(self.prompt, self.llm_string, answer.copies(spent=True))
-
-    async def aupdate(self, answer: Answer) -> None:
-        await self.cache.aupdate(self.prompt, self.llm_string, answer.copies(spent=True))
-
-
-def _call(model: Any, cache: BaseCache, content: Any, stop: Any, kwargs: Mapping[str, Any]) -> _Call:
-    """Name a call as LangChain's `_generate_with_cache` and `get_prompts` do."""
-    if isinstance(model, BaseChatModel):
-        messages = [
-            message.model_copy(update={"id": None}) if message.id is not None else message for message in content
-        ]
-        return _Call(cache, content, dumps(messages), model._get_llm_string(stop=stop, **kwargs))  # noqa: SLF001
-    settings = {**model.asdict(), **kwargs, "stop": stop}
-    return _Call(cache, content, content, str(sorted(settings.items())))
-
-
-@dataclass(frozen=True, slots=True)
-class _Lookup:
-    call: _Call
-
-
-@dataclass(frozen=True, slots=True)
-class _Make:
-    calls: list[_Call]
-
-
-@dataclass(frozen=True, slots=True)
-class _Keep:
-    call: _Call
-    answer: Answer
-
-
-@dataclass(frozen=True, slots=True)
-class _Wait:
-    seat: flights.Seat
-
-
-_Step = _Lookup | _Make | _Keep | _Wait
-
-
-def _generation(
-    model: Any, cache: BaseCache, content: Any, stop: Any, kwargs: Mapping[str, Any], *, blocking: bool
-) -> Generator[_Step, Any, Any]:
-    """Do what `_generate` does with a cache, as steps that `_run` and `_arun` carry out.
-
-    What a text model is given is a list of prompts, which are led together as one batch. Nobody waits for others
-    while he leads, so two batches that share prompts cannot wait for each other.
-    """
-    chat = isinstance(model, BaseChatModel)
-    calls = [_call(model, cache, one, stop, kwargs) for one in ([content] if chat else content)]
-    answers: dict[Any, Answer] = {}
-    spent: set[Any] = set()
-    llm_output: dict[str, Any] | None = None
-    losses = 0
-    while missing := {call.key: call for call in calls if call.key not in answers}:
-        seats = {key: flights.shared.take(key, blocking=blocking, alone=losses >= flights.LOSSES) for key in missing}
-        try:
-            led = []
-            for key, seat in seats.items():
-                if seat.leads:
-                    found = yield _Lookup(missing[key])  # another flight may have ended since LangChain looked
-                    if isinstance(found, list):
-                        answers[key] = Answer(found)
-                        seat.land(answers[key])
-                    else:
-                        led.append(missing[key])
-            if led:
-                result = yield _Make(led)
-                llm_output = result.llm_output
-                for call, answer in zip(led, _answers_of(model, result), strict=True):
-                    yield _Keep(call, answer)
-                    answers[call.key] = answer
-                    spent.add(call.key)
-                    seats[call.key].land(answer)
-        finally:
-            for seat in seats.values():
-                seat.leave()
-        lost = False
-        for key, seat in seats.items():
-            if not seat.leads:
-                if (yield _Wait(seat)):
-                    answers[key] = seat.answer
-                    llm_output = seat.answer.llm_output if llm_output is None else llm_output
-                else:
-                    lost = True
-        losses += lost
-    rows = []
-    for call in calls:
-        rows.append(answers[call.key].copies(spent=call.key in spent))
-        spent.discard(call.key)  # a prompt that stands twice in a batch is generated once
-    if chat:
-        return ChatResult(generations=cast("list[ChatGeneration]", rows[0]), llm_output=copy.copy(llm_output))
-    return LLMResult(generations=cast("Any", rows), llm_output=copy.copy(llm_output))
-
-
-def _run(steps: Generator[_Step, Any, Any], make: Callable[[Any], Any]) -> Any:
-    def perform(step: _Step) -> Any:
-        match step:
-            case _Lookup(call):
-                return call.lookup()
-            case _Make(calls):
-                return make(_contents(calls))
-            case _Keep(call, answer):
-                return call.update(answer)
-            case _Wait(seat):
-                return seat.wait()
-
-    try:
-        step = next(steps)
-        while True:
-            try:
-                done = perform(step)
-            except BaseException as error:
-                step = steps.throw(error)
-            else:
-                step = steps.send(done)
-    except StopIteration as end:
-        return end.value
-
-
-async def _arun(steps: Generator[_Step, Any, Any], make: Callable[[Any], Awaitable[Any]]) -> Any:
-    async def perform(step: _Step) -> Any:
-        match step:
-            case _Lookup(call):
-                return await call.alookup()
-            case _Make(calls):
-                return await make(_contents(calls))
-            case _Keep(call, answer):
-                return await call.aupdate(answer)
-            case _Wait(seat):
-                return await seat.wait_async()
-
-    try:
-        step = next(steps)
-        while True:
-            try:
-                done = await perform(step)
-            except BaseException as error:
-                step = steps.throw(error)
-            else:
-                step = steps.send(done)
-    except StopIteration as end:
-        return end.value
-
-
-def _contents(calls: list[_Call]) -> Any:
-    """What the model's own method is given: a list of prompts, or the messages of the one call of a chat."""
-    contents = [call.content for call in calls]
-    return contents if isinstance(contents[0], str) else contents[0]
-
-
-def _answers_of(model: Any, result: ChatResult | LLMResult) -> list[Answer]:
-    if isinstance(result, LLMResult):
-        return [Answer(copy.deepcopy(list(row)), result.llm_output) for row in cast("Any", result.generations)]
-    alone = result.llm_output if len(result.generations) == 1 else None
-    blocks = model.output_version == "v1"
-    generations = [replay.settled(generation, alone, blocks=blocks) for generation in result.generations]
-    return [Answer(copy.deepcopy(generations), result.llm_output)]
-
-
-def _answer_of(model: Any, generation: Generation | None) -> Answer | None:
-    """Return the answer of a stream as `_generate` would have given it."""
-    if isinstance(generation, ChatGeneration):
-        generation = replay.settled(generation, None, blocks=model.output_version == "v1")
-    return None if generation is None else Answer([generation])
 
 
 def _replayable(found: Sequence[Generation] | None) -> Answer | None:

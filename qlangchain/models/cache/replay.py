@@ -92,11 +92,16 @@ def split(generation: Generation) -> Iterator[GenerationChunk | ChatGenerationCh
 
 
 def splittable(generations: Sequence[Generation]) -> bool:
-    """Whether this is one answer of a kind that a stream can say."""
+    """Whether this is one answer of a kind that a stream can say.
+
+    Tool calls that could not be read are not: put together again, half of a call may be read after all.
+    """
     if len(generations) != 1:
         return False
     (only,) = generations
-    return not isinstance(only, ChatGeneration) or isinstance(only.message, AIMessage)
+    if not isinstance(only, ChatGeneration):
+        return True
+    return isinstance(only.message, AIMessage) and not only.message.invalid_tool_calls
 
 
 def _message_chunks(message: AIMessage) -> Iterator[AIMessageChunk]:
@@ -111,8 +116,9 @@ def _message_chunks(message: AIMessage) -> Iterator[AIMessageChunk]:
     else:
         yield from _block_chunks(message)
     calls = [(call["name"], json.dumps(call["args"], ensure_ascii=False), call["id"]) for call in message.tool_calls]
-    broken = [(call["name"], call["args"], call["id"]) for call in message.invalid_tool_calls]
-    for index, (name, args, id) in enumerate([*calls, *broken]):
+    # As blocks, tool calls are merged by the same numbers as the blocks before them.
+    first = 0 if isinstance(message.content, str) else len(message.content)
+    for index, (name, args, id) in enumerate(calls, first):
         yield AIMessageChunk(content="", tool_call_chunks=[tool_call_chunk(name=name, args=args, id=id, index=index)])
     metadata = {name: value for name, value in message.response_metadata.items() if name != "output_version"}
     last = AIMessageChunk(

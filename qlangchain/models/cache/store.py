@@ -17,37 +17,22 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from filelock import FileLock
 
 from qlangchain.errors import InvalidInputError
+from qlangchain.models.cache import database
 from qlangchain.models.cache import secret as secrets
 
 logger = logging.getLogger(__name__)
 
-_APPLICATION: Final = 0x716C6361  # "qlca": tells our files from other programs'
-_SCHEMA: Final = 1
-_BUSY_SECONDS: Final = 1.0  # a write that waits longer for another process's is given up: it is only a cache
 _REST_SECONDS: Final = 5.0  # after an error the file is left alone for so long, so that calls do not wait for it
 _MOST_IDLE: Final = 8  # connections kept open
 _TOUCHES: Final = 64  # access times written at once
 _SKEW_SECONDS: Final = 60.0  # clocks of machines that share a file differ; what is from further ahead is not believed
-_CREATE: Final = """
-    DROP TABLE IF EXISTS responses;
-    CREATE TABLE responses (
-        key BLOB PRIMARY KEY, tag BLOB, created REAL, used REAL, size INTEGER, prompt TEXT, value BLOB
-    );
-    CREATE INDEX responses_by_use ON responses (used, size);
-"""
-_COLUMNS: Final = "key, tag, created, used, size, prompt, value"
-_DAMAGED: Final = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}
 
 Found = TypeVar("Found")
-
-
-class _ForeignError(Exception):
-    """The file belongs to somebody else."""
 
 
 class Store:
@@ -73,6 +58,7 @@ class Store:
         self._rests_until = 0.0
         self._told: set[str] = set()
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
         self._closing = weakref.finalize(self, _close, self._idle)
         _stores.add(self)
         self._check()
@@ -127,9 +113,9 @@ class Store:
         row = (key, tag, created, created, size, shown, value)
 
         def write(connection: sqlite3.Connection) -> bool:
-            with _transaction(connection):
+            with database.transaction(connection):
                 self._write_touches(connection)
-                connection.execute(f"INSERT OR REPLACE INTO responses ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)  # noqa: S608
+                connection.execute(database.INSERT, row)
                 self._unweighed += size
                 crowded = self._unweighed >= self._max_bytes // 16
                 if crowded:
@@ -138,7 +124,7 @@ class Store:
                 connection.execute("PRAGMA incremental_vacuum").fetchall()
             return True
 
-        return self._left(created) if self._run(write, otherwise=False) else None
+        return self._left(created) if self._write(write, otherwise=False) else None
 
     def touch(self, key: bytes) -> None:
         """Remember that an entry was used. Access times are written in batches, with the next write or the 64th."""
@@ -146,11 +132,13 @@ class Store:
             self._touched[key] = time.time()
             due = len(self._touched) >= _TOUCHES
         if due:
-            self._run(self._flush, otherwise=None)
+            self._write(self._flush, otherwise=None)
 
     def delete(self, key: bytes) -> None:
         """Remove one entry."""
-        self._run(lambda connection: connection.execute("DELETE FROM responses WHERE key = ?", (key,)), otherwise=None)
+        self._write(
+            lambda connection: connection.execute("DELETE FROM responses WHERE key = ?", (key,)), otherwise=None
+        )
 
     def clear(self) -> None:
         """Remove all entries, and their bytes from the file."""
@@ -161,18 +149,19 @@ class Store:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
         self._rests_until = 0.0  # whoever wants the answers gone wants it tried now
-        self._run(remove, otherwise=None)
+        self._write(remove, otherwise=None)
 
     def close(self) -> None:
         """Write what is pending and close the connections; the next use opens them again."""
         if self._touched and self._idle:
-            self._run(self._flush, otherwise=None)
+            self._write(self._flush, otherwise=None)
         with self._lock:
             _close(self._idle)
 
     def forget_after_fork(self) -> None:
         """Use none of the parent's connections and locks in a forked child."""
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
         _parents_connections.extend(self._idle)
         self._idle.clear()
         self._touched = {}
@@ -185,19 +174,21 @@ class Store:
 
     def _check(self) -> None:
         """Refuse a path that cannot be meant."""
-        if self.path.is_dir():
-            raise InvalidInputError(f"{self.path} is a directory.", hint="Pass the path of a file.")
         try:
-            if not self.path.exists() or self.path.stat().st_size == 0:
+            if self.path.is_dir():
+                raise InvalidInputError(f"{self.path} is a directory.", hint="Pass the path of a file.")
+            if self.secret_path.exists() or not self.path.exists() or self.path.stat().st_size == 0:
                 return
-            with self._lent():
-                pass
-        except _ForeignError:
+            with _opening, contextlib.closing(database.connect(self.path)) as connection:
+                foreign = database.is_foreign(connection)
+        except InvalidInputError:
+            raise
+        except Exception as error:
+            foreign = database.is_damage(error)  # without a secret beside it, it was never one of ours
+        if foreign:
             raise InvalidInputError(
                 f"{self.path} is not a response cache.", hint="Pass another path; nothing was changed."
-            ) from None
-        except (sqlite3.Error, OSError) as error:
-            self._meet(error)
+            )
 
     def _run(self, work: Callable[[sqlite3.Connection], Found], otherwise: Found) -> Found:
         if time.monotonic() < self._rests_until:
@@ -205,15 +196,19 @@ class Store:
         try:
             with self._lent() as connection:
                 return work(connection)
-        except (sqlite3.Error, OSError, _ForeignError) as error:
+        except Exception as error:  # damaged pages make sqlite3 raise more than its own classes
             self._meet(error)
             return otherwise
 
+    def _write(self, work: Callable[[sqlite3.Connection], Found], otherwise: Found) -> Found:
+        with self._writing:  # threads that queue here wait less than in SQLite, which polls
+            return self._run(work, otherwise)
+
     def _meet(self, error: Exception) -> None:
         """Say what went wrong, once, and do about it what can be done."""
-        if _is_damage(error):
+        if database.is_damage(error):
             try:
-                with _opening, FileLock(f"{self.path}.lock", timeout=_BUSY_SECONDS):
+                with _opening, FileLock(f"{self.path}.lock", timeout=database.BUSY_SECONDS):
                     # Unless another thread or process has done so, and the path has a new file by now.
                     if self._identity is not None and self._identity == _identity_of(self.path):
                         self._set_aside(error)
@@ -221,7 +216,7 @@ class Store:
             except OSError as unable:
                 error = unable
         self._rests_until = time.monotonic() + _REST_SECONDS
-        self._tell(type(error).__name__, "the response cache at %s cannot be used for now: %s", self.path, error)
+        self._tell(type(error).__name__, "the response cache at %s cannot be used for now: %s", self.path, str(error))
 
     def _set_aside(self, error: Exception) -> None:
         with self._lock:
@@ -230,7 +225,9 @@ class Store:
         for suffix in ("-wal", "-shm"):
             self.path.with_name(f"{self.path.name}{suffix}").unlink(missing_ok=True)
         target = secrets.set_aside(self.path)
-        self._tell("damage", "%s is damaged (%s); it is now %s, and a new one is begun", self.path, error, target.name)
+        self._tell(
+            "damage", "%s is damaged (%s); it is now %s, and a new one is begun", self.path, str(error), target.name
+        )
 
     def _tell(self, what: str, message: str, *values: object) -> None:
         if what not in self._told:
@@ -269,17 +266,17 @@ class Store:
         with _opening:
             identity = _identity_of(self.path)
             if identity is not None and identity == self._identity:
-                return _connect(self.path)
+                return database.connect(self.path)
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with FileLock(f"{self.path}.lock", timeout=_BUSY_SECONDS, mode=0o600):
+            with FileLock(f"{self.path}.lock", timeout=database.BUSY_SECONDS, mode=0o600):
                 ours = self.secret_path.exists()
                 try:
                     return self._connect_first(ours=ours)
-                except sqlite3.Error as error:
-                    if not _is_damage(error):
+                except Exception as error:
+                    if not database.is_damage(error):
                         raise
                     if not ours:
-                        raise _ForeignError(f"{self.path.name} is not a response cache") from None
+                        raise database.ForeignError(f"{self.path.name} is not a response cache") from None
                     self._set_aside(error)
                 return self._connect_first(ours=True)
 
@@ -287,9 +284,9 @@ class Store:
         """Connect to a file that this store has not seen yet. The caller holds the lock of opening."""
         if not self.path.exists():
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-        connection = _connect(self.path)
+        connection = database.connect(self.path)
         try:
-            _prepare(connection, ours=ours)
+            database.prepare(connection, ours=ours)
             if self.path.stat().st_mode & 0o077:
                 self.path.chmod(0o600)
             self._secret = secrets.load(self.secret_path)
@@ -300,7 +297,7 @@ class Store:
         return connection
 
     def _flush(self, connection: sqlite3.Connection) -> None:
-        with _transaction(connection):
+        with database.transaction(connection):
             self._write_touches(connection)
 
     def _write_touches(self, connection: sqlite3.Connection) -> None:
@@ -318,65 +315,13 @@ class Store:
         if total > self._max_bytes - self._max_bytes // 16:
             excess = total - (self._max_bytes - self._max_bytes // 8)
             leaving = []
-            for row, size in connection.execute("SELECT rowid, size FROM responses ORDER BY used"):
+            for row, size in connection.execute("SELECT rowid, CAST(size AS INTEGER) FROM responses ORDER BY used"):
                 leaving.append((row,))
                 excess -= size
                 if excess <= 0:
                     break
             connection.executemany("DELETE FROM responses WHERE rowid = ?", leaving)
         self._unweighed = 0
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-    connection.text_factory = bytes  # a damaged text must not fail in the middle of reading a row
-    for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "synchronous = NORMAL", "secure_delete = ON"):
-        connection.execute(f"PRAGMA {pragma}").fetchall()
-    return connection
-
-
-def _prepare(connection: sqlite3.Connection, *, ours: bool) -> None:
-    """Make the table where it is missing or of another version. `ours`: the file's secret lies beside it."""
-    application = _pragma(connection, "application_id")
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if application != _APPLICATION and tables:
-        if ours:
-            raise _damage("another program's mark")
-        raise _ForeignError("another program's tables")
-    if application != _APPLICATION:
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-    connection.execute("PRAGMA journal_mode = WAL").fetchall()
-    connection.execute("PRAGMA journal_size_limit = 4194304").fetchall()
-    if _pragma(connection, "user_version") != _SCHEMA or application != _APPLICATION:
-        connection.executescript(
-            f"BEGIN IMMEDIATE; {_CREATE}PRAGMA application_id = {_APPLICATION}; PRAGMA user_version = {_SCHEMA}; COMMIT"
-        )
-    connection.execute(f"SELECT {_COLUMNS} FROM responses LIMIT 0")  # noqa: S608
-
-
-def _pragma(connection: sqlite3.Connection, name: str) -> Any:
-    return connection.execute(f"PRAGMA {name}").fetchone()[0]
-
-
-@contextlib.contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """Begin and commit; after an error the connection is closed by its lender, which rolls back."""
-    connection.execute("BEGIN IMMEDIATE")
-    yield
-    connection.execute("COMMIT")
-
-
-def _damage(what: str) -> sqlite3.DatabaseError:
-    error = sqlite3.DatabaseError(what)
-    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-    return error
-
-
-def _is_damage(error: BaseException) -> bool:
-    if not isinstance(error, sqlite3.Error):
-        return False
-    # SQLITE_ERROR: our statements are constant, so it is the table that is not as it should be.
-    return (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _DAMAGED | {sqlite3.SQLITE_ERROR}
 
 
 def _identity_of(path: Path) -> tuple[int, int] | None:

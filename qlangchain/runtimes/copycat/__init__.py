@@ -1,7 +1,7 @@
 """The copycat: a model that needs no weights. It obeys every schema, calls tools, and repeats what it was told.
 
 - Where the request has a schema, the answer has it, even where tools are offered as well: llama.cpp gives the
-  schema precedence, too.
+  schema precedence, too. Where the schema is that of tool calls, it calls as below.
 - Where tools are offered and the last message is a user's, the tool is called whose name or description shares
   most words with it. With tool_choice "required" one is called in any case, first those that have not been
   called since the user spoke, so that an agent that forces calls reaches its last tool.
@@ -28,6 +28,7 @@ from qlangchain.runtimes.scripted_tokens import content_text
 __all__ = ["UnsatisfiableError", "copycat"]
 
 _SILENCE: Final = "..."
+_SAYS_NOTHING: Final = {"type", "title", "description", "x-guidance"}  # of what is in an object
 _WORD: Final = re.compile(r"[^\W\d_]{2,}")
 _CAMEL: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _PAIR: Final = re.compile(r"(?=([\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]{2}))")
@@ -43,23 +44,50 @@ def copycat(request: Request) -> Reply:
     schema = request.schema
     if schema is not None:
         return Reply(text=json.dumps(_structured(request, schema), ensure_ascii=False))
-    tool = _tool(request)
+    tool = _tool(request, request.tools, request.tool_choice)
     if tool is not None:
         return Reply(tool_calls=[{"name": tool["name"], "args": _arguments(request, tool)}])
     return Reply(text="\n".join(_results(request.messages)) or request.text or _SILENCE)
 
 
 def _structured(request: Request, schema: Any) -> Any:
-    if schema == {"type": "object"}:  # JSON without a schema: its keys are said in the prompt, if anywhere
+    calls, answers = _parted(schema)
+    if calls:
+        offered = {tool["name"]: tool for tool in request.tools}
+        tools = [{**offered.get(call["name"], {}), **call} for call in calls]
+        tool = _tool(request, tools, "auto" if answers else "required")
+        if tool is not None:
+            return {"name": tool["name"], "arguments": _arguments(request, tool)}
+        schema = {**schema, "anyOf": answers}
+    if isinstance(schema, Mapping) and schema.get("type") == "object" and set(schema) <= _SAYS_NOTHING:
+        # JSON without a schema: its keys are said in the prompt, if anywhere.
         names = _literals(request).quoted or ["answer"]
         schema = {"type": "object", "properties": {name: {"type": "string"} for name in names}, "required": names}
     fields = schema.get("properties", ()) if isinstance(schema, Mapping) else ()
     return Sampler(schema, _literals(request, without=set(fields)), _seed(request)).sample()
 
 
+def _parted(schema: Any) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Part what a schema allows into tool calls, {"name": "...", "arguments": {...}}, and other answers.
+
+    Clients force calls by such a schema, since llama.cpp's tool_choice does not.
+    """
+    calls, answers = [], []
+    branches = schema.get("anyOf", [schema]) if isinstance(schema, Mapping) else [schema]
+    for branch in branches:
+        fields = branch.get("properties", {}) if isinstance(branch, Mapping) else {}
+        if set(fields) == {"name", "arguments"} and isinstance(fields["name"].get("const"), str):
+            definitions = {group: schema[group] for group in ("$defs", "definitions") if group in schema}
+            calls.append({"name": fields["name"]["const"], "parameters": {**fields["arguments"], **definitions}})
+        else:
+            answers.append(branch)
+    return calls, answers
+
+
 def _arguments(request: Request, tool: Mapping[str, Any]) -> Any:
     schema = {"type": "object", **(tool.get("parameters") or {})}
     names = {function["name"] for function in request.tools} | set(schema.get("properties", ()))
+    names |= {word.capitalize() for word in _words(tool["name"])}  # "Weather in Rome?" is not about Weather
     return Sampler(schema, _literals(request, without=names), _seed(request)).sample()
 
 
@@ -81,12 +109,11 @@ def _results(messages: Sequence[Mapping[str, Any]]) -> list[str]:
     return [text for text in found if text]
 
 
-def _tool(request: Request) -> Mapping[str, Any] | None:
+def _tool(request: Request, tools: Sequence[Mapping[str, Any]], choice: str) -> Mapping[str, Any] | None:
     """Return the tool to call, or None to speak."""
-    choice, messages = request.tool_choice, request.messages
-    if not request.tools or choice == "none":
+    said, messages = request.text, request.messages
+    if not tools or choice == "none":
         return None
-    said = request.text
     # max takes the first of equals, which is the order that the tools were offered in.
     if choice == "required":
         called = {
@@ -94,10 +121,10 @@ def _tool(request: Request) -> Mapping[str, Any] | None:
             for message in _since_the_user_spoke(messages)
             for call in message.get("tool_calls") or ()
         }
-        return max(request.tools, key=lambda tool: (tool["name"] not in called, _score(tool, said)))
-    if messages[-1].get("role") != "user":
+        return max(tools, key=lambda tool: (tool["name"] not in called, _score(tool, said)))
+    if not messages or messages[-1].get("role") != "user":
         return None
-    best = max(request.tools, key=lambda tool: _score(tool, said))
+    best = max(tools, key=lambda tool: _score(tool, said))
     return best if _score(best, said) else None
 
 

@@ -9,18 +9,18 @@ from typing import Final
 
 # Words that open a sentence with a capital letter and are no names, and that say nothing about a tool either.
 _COMMON: Final = """
-    a about add all also am an and answer any apply are as at be by call can compute convert could create describe did
-    do does each explain extract find first for from generate get give given had has have hello help here hey hi how i
-    if in into is it its just let list look make may me my name new no not now of off on one or our out please print
-    provide read reply return returns save say search send set should show so some summarize take tell than thank
-    thanks that the their them then there these they this those to tool tools translate up us use used user uses using
-    was we were what when where which who why will with would write yes you your
+    a about add all also am an and answer any apply are as at be by call can compute convert could create dear
+    describe did do does each explain extract find first for from generate get give given had has have hello help
+    here hey hi how i if in into is it its just let list look make may me my name new no not now of off on one or
+    our out please print provide read reply return returns save say search send set should show so some summarize
+    take tell than thank thanks that the their them then there these they this those to tool tools translate up us
+    use used user uses using was we were what when where which who why will with would write yes you your
 """
 COMMON: Final = frozenset(_COMMON.split())
 
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _CLOSED = "\u201d\u2019\u300d\u300f\u300b"
-_CAPITAL = r"[A-Z\u00c0-\u00d6\u00d8-\u00de][\w\u2019'-]*"
+_CAPITAL = r"[A-Z\u00c0-\u00d6\u00d8-\u00de](?:[\w-]|['\u2019](?=[A-Z]))*"
 _LITERAL: Final = re.compile(
     rf"""
       (?<!\w)(?P<quote>['"`])(?P<quoted>[^'"`\n]+?)(?P=quote)(?!\w)   # 'quoted', "quoted"
@@ -76,6 +76,11 @@ class Literals:
         """The quotations that could be names of fields."""
         found = (match["quoted"] for match in _LITERAL.finditer(self.text))
         return list(dict.fromkeys(text for text in found if text and re.fullmatch(r"\w+", text)))
+
+    def says(self, phrase: str) -> bool:
+        """Whether the phrase occurs, not as a part of a longer word; Chinese has no gaps between words."""
+        sought = rf"(?i)(?<![A-Za-z0-9]){re.escape(phrase)}(?![A-Za-z0-9])"
+        return bool(phrase) and re.search(sought, self.text) is not None
 
     def _follows(self, name: str, literal: Literal) -> bool:
         word = re.sub(r"[_\W]+", r"[_\\W]+", name)

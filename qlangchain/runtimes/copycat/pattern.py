@@ -8,7 +8,7 @@ import string
 from collections.abc import Callable
 from typing import Any, Final
 
-from qlangchain.runtimes.copycat.schema import UnsatisfiableError
+from qlangchain.runtimes.copycat.schema import InvalidSchemaError, UnsatisfiableError
 
 # Python's own parser has no public name, but has kept its form since Python 2; what comes of it is checked.
 _parser: Final = importlib.import_module("re._parser")
@@ -34,7 +34,7 @@ def matching(pattern: str, least: int, most: int, choose: Choose) -> str:
             if least <= len(found) <= most and re.search(pattern, found):
                 return found
     except re.error as error:
-        raise UnsatisfiableError(f"the pattern {pattern!r}: {error}") from error
+        raise InvalidSchemaError(f"the pattern {pattern!r}: {error}") from error
     raise UnsatisfiableError(f"the pattern {pattern!r}, for which no string was found")
 
 

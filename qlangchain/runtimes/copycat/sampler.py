@@ -14,7 +14,7 @@ from typing import Any, Final
 from qlangchain.runtimes.copycat import schema as schemas
 from qlangchain.runtimes.copycat.literals import Literal, Literals
 from qlangchain.runtimes.copycat.pattern import matching
-from qlangchain.runtimes.copycat.schema import UnsatisfiableError, fits, resolve
+from qlangchain.runtimes.copycat.schema import InvalidSchemaError, UnsatisfiableError, fits, resolve
 
 _WORDS: Final = (
     "amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "harbor", "indigo", "juniper", "kelp", "lumen",
@@ -48,6 +48,7 @@ class Sampler:
         self._literals = literals
         self._seed = seed
         self._made = 0
+        self._said: set[str] = set()
 
     def sample(self) -> Any:
         """Return a value that has the schema.
@@ -100,7 +101,7 @@ class Sampler:
 
     def _branch(self, schema: dict[str, Any], word: str, name: str, place: str, depth: int) -> Any:
         rest = {key: value for key, value in schema.items() if key != word}
-        branches = [schemas.join(rest, resolve(branch, self._root)) for branch in schema[word] if branch is not False]
+        branches = list(self._branches(rest, schema[word]))
         # What can be copied comes first and null last; deep down, what ends the recursion comes first.
         branches.sort(key=lambda branch: "$ref" in str(branch) if depth > _SHALLOW else False)
         branches.sort(key=lambda branch: branch.get("type") == "null" if depth <= _SHALLOW else False)
@@ -108,19 +109,32 @@ class Sampler:
         for index, branch in enumerate(branches):
             try:
                 value = self._value(branch, name, f"{place}|{index}", depth + 1)
+            except InvalidSchemaError:
+                raise
             except UnsatisfiableError:
                 continue
             if self._fits(value, schema):
                 return value
         raise UnsatisfiableError(f"a schema whose {word} excludes everything")
 
+    def _branches(self, rest: dict[str, Any], branches: list[Any]) -> Iterator[dict[str, Any]]:
+        for branch in branches:
+            try:
+                yield schemas.join(rest, resolve(branch, self._root))
+            except InvalidSchemaError:
+                raise
+            except UnsatisfiableError:
+                continue
+
     def _enum(self, schema: dict[str, Any], place: str) -> Any:
         allowed = [value for value in schema["enum"] if self._fits(value, schema)]
         if not allowed:
             raise UnsatisfiableError("an enum that is empty")
-        text = self._literals.text.lower()
-        said = [value for value in allowed if isinstance(value, str) and value and value.lower() in text]
-        return said[0] if said else allowed[self._choose(place, len(allowed))]
+        for value in allowed:
+            if isinstance(value, str) and value not in self._said and self._literals.says(value):
+                self._said.add(value)  # like a literal, it is copied once
+                return value
+        return allowed[self._choose(place, len(allowed))]
 
     def _copy(self, schema: dict[str, Any], name: str) -> Literal | None:
         """Return the literal to copy for a string or a number, or None where none fits."""
@@ -153,8 +167,7 @@ class Sampler:
             return int(literal.number) if whole else literal.number
         low = max(schema.get("minimum", -math.inf), schema.get("exclusiveMinimum", -math.inf))
         high = min(schema.get("maximum", math.inf), schema.get("exclusiveMaximum", math.inf))
-        if low == -math.inf:
-            low = 0 if high >= 100 else high - 100
+        low = min(max(low, 0), max(low, high - 100))  # as near to 0 as the bounds allow
         high = min(high, low + 100)
         for value in self._numbers(low, high, schema.get("multipleOf") or (1 if whole else None), place):
             exact = int(value) if whole else value
@@ -261,10 +274,12 @@ class Sampler:
 
     def _optional(self, schema: Any, name: str, place: str, depth: int) -> dict[str, Any]:
         plain = resolve(schema, self._root)
-        branches = [plain, *(resolve(branch, self._root) for branch in plain.get("anyOf", ()) if branch is not False)]
+        branches = [plain, *self._branches({}, plain.get("anyOf", []))]
         if "default" in plain and not any(self._copy(branch, name) for branch in branches):
             return {name: plain["default"]}
         try:
             return {name: self._value(schema, name, place, depth)}
+        except InvalidSchemaError:
+            raise
         except UnsatisfiableError:
             return {}

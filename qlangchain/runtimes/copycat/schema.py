@@ -29,21 +29,28 @@ _DEEPEST: Final = 64  # levels of a value, and references that only lead to refe
 
 
 class UnsatisfiableError(ValueError):
-    """No value was found that has the schema, or it is no schema; the message says where."""
+    """No value was found that has the schema; the message says what excludes them all."""
+
+
+class InvalidSchemaError(UnsatisfiableError):
+    """It is no schema, wherever in it the mistake is."""
 
 
 def resolve(schema: Any, root: Any) -> dict[str, Any]:
     """Follow `$ref` and join `allOf`, so that what is left says itself what it wants.
 
     Raises:
-        UnsatisfiableError: the reference leads nowhere or in a circle, or the schema excludes everything.
+        InvalidSchemaError: the reference leads nowhere or in a circle, or this is no schema.
+        UnsatisfiableError: the parts exclude one another.
 
     """
     for _ in range(_DEEPEST):
         if schema is True:
             return {}
         if not isinstance(schema, Mapping):
-            raise UnsatisfiableError("a schema that allows nothing" if schema is False else f"not a schema: {schema!r}")
+            if schema is False:
+                raise UnsatisfiableError("a schema that allows nothing")
+            raise InvalidSchemaError(f"not a schema: {schema!r}")
         if "$ref" in schema:
             rest = {word: value for word, value in schema.items() if word != "$ref"}
             schema = join(_target(schema["$ref"], root), rest) if rest else _target(schema["$ref"], root)
@@ -54,19 +61,19 @@ def resolve(schema: Any, root: Any) -> dict[str, Any]:
                 schema = join(schema, resolve(part, root))
         else:
             return dict(schema)
-    raise UnsatisfiableError("a reference that leads only to itself")
+    raise InvalidSchemaError("a reference that leads only to itself")
 
 
 def _target(reference: Any, root: Any) -> Any:
     found: Any = root
     if not isinstance(reference, str) or not reference.startswith("#"):
-        raise UnsatisfiableError(f"the reference {reference!r}, which leads out of the schema")
+        raise InvalidSchemaError(f"the reference {reference!r}, which leads out of the schema")
     for step in reference[1:].split("/")[1:]:
         key = step.replace("~1", "/").replace("~0", "~")
         try:
             found = found[int(key)] if isinstance(found, list) else found[key]
         except (KeyError, IndexError, ValueError, TypeError):
-            raise UnsatisfiableError(f"the reference {reference!r}, which leads nowhere") from None
+            raise InvalidSchemaError(f"the reference {reference!r}, which leads nowhere") from None
     return found
 
 
@@ -123,14 +130,14 @@ def types(schema: Mapping[str, Any]) -> list[str]:
     """Return the types that the schema names or is meant for; none where it says nothing about them.
 
     Raises:
-        UnsatisfiableError: it names a type that does not exist.
+        InvalidSchemaError: it names a type that does not exist.
 
     """
     named = schema.get("type")
     found = list(named) if isinstance(named, list) else [named] if named is not None else []
     for name in found:
         if name not in TYPES:
-            raise UnsatisfiableError(f"unrecognized type {name}")
+            raise InvalidSchemaError(f"unrecognized type {name}")
     return found or [kind for kind, words in _TELLS if words & set(schema)][:1]
 
 
@@ -186,7 +193,7 @@ def _number_fits(value: float, schema: Mapping[str, Any]) -> bool:
         and ("maximum" not in schema or value <= schema["maximum"])
         and ("exclusiveMinimum" not in schema or value > schema["exclusiveMinimum"])
         and ("exclusiveMaximum" not in schema or value < schema["exclusiveMaximum"])
-        and (not step or abs(value / step - round(value / step)) < 1e-9)
+        and (not step or abs(value / step - round(value / step)) <= 1e-9 * max(1, abs(value / step)))
     )
 
 
@@ -198,7 +205,7 @@ def _string_fits(value: str, schema: Mapping[str, Any]) -> bool:
             if not re.search(schema["pattern"], value):
                 return False
         except re.error as error:
-            raise UnsatisfiableError(f"the pattern {schema['pattern']!r}: {error}") from error
+            raise InvalidSchemaError(f"the pattern {schema['pattern']!r}: {error}") from error
     return has_format(value, schema.get("format"))
 
 
