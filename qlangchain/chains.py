@@ -13,7 +13,7 @@ from typing import Any, Final
 from langchain_core.documents import Document
 from langchain_core.language_models import BaseLanguageModel
 from langchain_core.output_parsers import StrOutputParser
-from langchain_core.prompts import PromptTemplate
+from langchain_core.prompts import BasePromptTemplate, PromptTemplate
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, RunnablePassthrough
 
 from qlangchain.errors import InvalidInputError
@@ -113,12 +113,12 @@ def words(text: str) -> list[str]:
 
 
 def map_reduce(
-    model: BaseLanguageModel[Any], prompt: PromptTemplate, *, context_length: int, summary_tokens: int = 256
+    model: BaseLanguageModel[Any], prompt: BasePromptTemplate[str], *, context_length: int, summary_tokens: int = 256
 ) -> Runnable[str, str]:
     """Return a chain from a text of any length to its summary.
 
     The text is cut into pieces that fit the context, all pieces are summarized as one batch, and so are their
-    summaries, until one is left.
+    summaries, until one is left. A piece of which the model says UNKNOWN adds nothing.
 
     Args:
         model: text or chat model; its own tokenizer counts.
@@ -145,7 +145,10 @@ def map_reduce(
             if len(parts) == 1:
                 return summaries[0]
             # Pieces that say the same give the same summary; once is enough.
-            parts = _packed(list(dict.fromkeys(summaries)), room, model.get_num_tokens)
+            told = [summary for summary in dict.fromkeys(summaries) if summary not in ("", UNKNOWN)]
+            if len(told) < 2:
+                return told[0] if told else UNKNOWN
+            parts = _packed(told, room, model.get_num_tokens)
 
     return RunnableLambda(run)
 

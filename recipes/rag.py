@@ -34,7 +34,6 @@ NAME, KINDS, CHUNK, OVERLAP = "chunks", (".txt", ".md", ".pdf"), 600, 100  # len
 
 
 class _Words(SparseEmbeddings):
-    # A word that comes again weighs little more; Qdrant adds how rare it is in all chunks.
     def embed_query(self, text: str) -> SparseVector:
         counts = Counter(zlib.crc32(word.encode()) for word in words(text))
         return SparseVector(indices=list(counts), values=[2.2 * n / (n + 1.2) for n in counts.values()])
@@ -58,7 +57,7 @@ class Index:
             self.manifest.unlink(missing_ok=True)
             self.client.delete_collection(NAME)
             meaning = models.VectorParams(size=len(self.probe) - 2, distance=models.Distance.COSINE)
-            rarity = models.SparseVectorParams(modifier=models.Modifier.IDF)
+            rarity = models.SparseVectorParams(modifier=models.Modifier.IDF)  # words in few chunks weigh more
             self.client.create_collection(NAME, meaning, {"words": rarity})
         self.store = QdrantVectorStore(
             self.client, NAME, embeddings, RetrievalMode.HYBRID, sparse_embedding=_Words(), sparse_vector_name="words"
