@@ -16,12 +16,11 @@ from typing import Any
 
 from langchain.agents import create_agent
 from langchain.agents.middleware import (
+    AgentMiddleware,
     ModelFallbackMiddleware,
     ModelRequest,
-    ModelResponse,
     ModelRetryMiddleware,
     SummarizationMiddleware,
-    wrap_model_call,
 )
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.messages import AIMessage, convert_to_messages
@@ -53,12 +52,18 @@ class Result(BaseModel):
     answer: str = Field(max_length=200)
 
 
-@wrap_model_call
-def enough_tools(request: ModelRequest, handler: Callable[[ModelRequest], ModelResponse]) -> ModelResponse:
-    """After some rounds offer no more tools: a small model that must call one may go on calling it for ever."""
-    last_question = max((i for i, m in enumerate(request.messages) if m.type == "human"), default=0)
-    rounds = sum(isinstance(m, AIMessage) and bool(m.tool_calls) for m in request.messages[last_question:])
-    return handler(request.override(tools=[]) if rounds >= MOST_ROUNDS else request)
+class EnoughTools(AgentMiddleware):
+    """After some rounds offers no more tools: a small model that must call one may go on calling it for ever."""
+
+    def wrap_model_call(self, request: ModelRequest, handler: Callable[[ModelRequest], Any]) -> Any:
+        """Hand the request on, in sync calls and, as a coroutine, in async ones."""
+        last_question = max((i for i, m in enumerate(request.messages) if m.type == "human"), default=0)
+        rounds = sum(isinstance(m, AIMessage) and bool(m.tool_calls) for m in request.messages[last_question:])
+        return handler(request.override(tools=[]) if rounds >= MOST_ROUNDS else request)
+
+    async def awrap_model_call(self, request: ModelRequest, handler: Callable[[ModelRequest], Any]) -> Any:
+        """Do what `wrap_model_call` does."""
+        return await self.wrap_model_call(request, handler)
 
 
 def build(model: ChatQuantized, fallback: ChatQuantized, *, structured: str | None = None) -> Any:
@@ -85,7 +90,7 @@ def build(model: ChatQuantized, fallback: ChatQuantized, *, structured: str | No
     return create_agent(
         model,
         [multiply, get_current_time],
-        middleware=[summarize, ModelFallbackMiddleware(fallback), retry, enough_tools],
+        middleware=[summarize, ModelFallbackMiddleware(fallback), retry, EnoughTools()],
         response_format=strategies[structured],
     )
 
@@ -98,9 +103,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--fallback", default="demo", help="what answers where it fails (default: demo)")
     parser.add_argument("--structured", choices=["tool", "provider"], help="answer with a value of a schema")
     options = parser.parse_args(arguments)
-    model, fallback = (get_chat_model(n, temperature=0, max_tokens=256) for n in (options.model, options.fallback))
     state: dict[str, Any] = {"messages": []}
     try:
+        model, fallback = (get_chat_model(n, temperature=0, max_tokens=256) for n in (options.model, options.fallback))
         agent = build(model, fallback, structured=options.structured)
         for question in options.questions:
             state = agent.invoke({"messages": [*state["messages"], {"role": "user", "content": question}]})

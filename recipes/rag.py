@@ -99,8 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Answer questions about a folder of documents, with citations.")
     parser.add_argument("documents", type=Path, help="folder of .txt, .md and .pdf files")
     parser.add_argument("questions", nargs="+", help="each in quotes")
-    parser.add_argument("--model", default="demo", help="the model that answers")
-    parser.add_argument("--embeddings", default="demo", help="the embedding model")
+    parser.add_argument("--model", default="demo", help="the model that answers (default: demo)")
+    parser.add_argument("--embeddings", default="demo", help="the embedding model (default: demo)")
     parser.add_argument("--index", type=Path, help="folder of the database (default: .index in the documents)")
     options = parser.parse_args(arguments)
     try:

@@ -24,16 +24,19 @@ split of Qwen2; the chat template is ChatML with tool calls in `<tool_call>` tag
 ## Data
 
 All of it is in this package: {pairs} question-answer pairs ({english} English, {chinese} Chinese) with {phrasings:,} trained
-phrasings, and seeded generators of exercises. Shares of the {examples:,} training examples: {shares}. {held_out} held-out
+phrasings, and seeded generators of exercises. Shares of the {examples:,} training examples, where a run does not
+say otherwise, about: {shares}. {held_out} held-out
 phrasings, a fifth of every word list and all tools made from it are never trained. No text by others was used.
 
 ## Training
 
 {stages}
 
+Each run goes on from the one before (`--start`).
+
 Steps of up to {batch_tokens:,} tokens, loss on the assistant's tokens only, Muon for the matrices, AdamW for embedding and
-norms, linear warm-up, cosine to 2 %, weight decay {decay}, bfloat16 autocast over fp32 weights. The weights after the last
-step are the model; no checkpoint was chosen.
+norms, linear warm-up, cosine to 2 %, weight decay {decay}, bfloat16 autocast over fp32 weights. The weights after the
+last step are the model.
 
 ## Measured
 
@@ -73,6 +76,7 @@ def _stage(run: dict[str, Any]) -> str:
     """Return the line of one run: its command, and what it took."""
     settings = run["settings"]
     options = ["--start FIRST"] if settings.get("start") else []
+    options += [f"--questions {settings['questions']:g}"] if settings.get("questions") else []
     options += [f"--minutes {settings['minutes']:g}"] if settings["minutes"] else []
     options += [f"--rate {settings['rate']:g}", f"--matrix-rate {settings['matrix_rate']:g}"]
     return (
@@ -85,7 +89,7 @@ def _stage(run: dict[str, Any]) -> str:
 def write_card(facts: dict[str, Any], pairs: list[Pair], path: Path) -> None:
     """Write the card: `facts` are those of `training.json`, with the report of `evaluate`."""
     settings = facts["settings"]
-    runs = [facts["before"], facts] if "before" in facts else [facts]
+    runs = [*facts.get("before", []), facts]
     shares = ", ".join(f"{name} {share:.0%}" for name, share in SHARES.items())
     text = CARD.format(
         parameters=facts["parameters"],

@@ -48,16 +48,27 @@ def repeat_example(bank: Bank, pairs: list[Pair]) -> Example:
     return Example("repeat", [user(rng.choice(PHRASES["context"]["repeats"]).format(text)), assistant(text)])
 
 
-def training_examples(pairs: list[Pair], rng: Random, count: int, easy: float = 0.0) -> list[Example]:
+def shares(questions: float) -> dict[str, float]:
+    """Return SHARES with another share of questions, the others scaled to fill the rest; 0 leaves them as they are."""
+    if not questions:
+        return SHARES
+    scale = (1 - questions) / (1 - SHARES["question"])
+    return {name: questions if name == "question" else share * scale for name, share in SHARES.items()}
+
+
+def training_examples(
+    pairs: list[Pair], rng: Random, count: int, easy: float = 0.0, questions: float = 0.0
+) -> list[Example]:
     """Return a mixed batch of exercises; `easy` is the share that is replaced by copying a few words.
 
     Questions go through the corpus in a shuffled order, so that each pair is seen equally often.
     """
     bank = Bank(rng)
+    mix = shares(questions)
     examples: list[Example] = []
     order: list[Pair] = []
     for _ in range(count):
-        kind = rng.choices(list(SHARES), list(SHARES.values()))[0]
+        kind = rng.choices(list(mix), list(mix.values()))[0]
         if rng.random() < easy:
             kind = "repeat"
         if kind == "question":

@@ -42,6 +42,7 @@ class Settings:
     processes: int = 2
     layers: int = 6
     start: str = ""
+    questions: float = 0.0
 
 
 def build_model(tokenizer: Any, layers: int) -> Any:
@@ -155,7 +156,7 @@ def train(model: Any, tokenizer: Any, pairs: list[Pair], settings: Settings, ran
     while progress < 1:
         if not waiting:
             easy = 0.4 if progress < settings.easy_until else 0.0
-            pool = training_examples(pairs, rng, settings.pool, easy)
+            pool = training_examples(pairs, rng, settings.pool, easy, settings.questions)
             seen += len(pool)
             waiting = batches([encode(example, tokenizer) for example in pool], settings.batch_tokens, rng)
         # 1. The rate rises linearly, then follows a cosine down to 2 %.
@@ -215,7 +216,8 @@ def work(rank: int, out: Path, settings: Settings, meeting: str) -> None:
     facts |= train(model, tokenizer, pairs, settings, rank)
     if settings.start:  # what came before belongs to the account
         before = json.loads((Path(settings.start) / "training.json").read_text(encoding="utf-8"))
-        facts["before"] = {name: before[name] for name in ("settings", "steps", "examples", "tokens", "seconds")}
+        account = {name: before[name] for name in ("settings", "steps", "examples", "tokens", "seconds")}
+        facts["before"] = [*before.get("before", []), account]
     if rank == 0:
         save_tokenizer(tokenizer, out)
         model.to(torch.bfloat16).save_pretrained(out)
@@ -256,6 +258,9 @@ def main() -> None:
     parser.add_argument("--matrix-rate", type=float, default=Settings.matrix_rate)
     parser.add_argument("--layers", type=int, default=Settings.layers)
     parser.add_argument("--start", default=Settings.start, help="directory of an earlier run to go on from")
+    parser.add_argument(
+        "--questions", type=float, default=Settings.questions, help="share of questions, if not the usual"
+    )
     parser.add_argument("--processes", type=int, default=Settings.processes)
     given = vars(parser.parse_args())
     run(given.pop("out"), Settings(**given))
