@@ -20,13 +20,15 @@ from qlangchain.errors import InvalidInputError
 
 UNKNOWN: Final = "The documents do not say."
 ANSWER: Final = PromptTemplate.from_template(
-    "Answer the question using only the documents below.\n\nDocuments:\n{context}\n\nQuestion: {question}"
+    "Answer the following question based only on the provided context:\n\n"
+    "<context>\n{context}\n</context>\n\nQuestion: {question}"
 )
 # A sentence rests on a document that holds more than this share of its words: a copied sentence has all of them, one
 # told in other words most, and an invented one hardly more than the words that every text has.
 SUPPORT: Final = 0.5
 _TEMPLATE_TOKENS: Final = 32  # what a chat template may add around a prompt
 _SENTENCE: Final = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
+_WORD: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+")
 _ENDS: Final = ("\n\n", "\n", ". ", "。", " ")  # where a text is best cut, best first
 
 Count = Callable[[str], int]
@@ -78,7 +80,7 @@ def answer_from(
             documents.pop()
 
     def cited(given: dict[str, Any]) -> Answer:
-        citations = cite(given["said"], given["documents"])
+        citations = cite(given["said"], given["documents"], given["question"])
         return Answer(given["said"].strip() if citations else UNKNOWN, citations, given["said"])
 
     return (
@@ -89,16 +91,18 @@ def answer_from(
     )
 
 
-def cite(answer: str, documents: Sequence[Document]) -> tuple[Citation, ...]:
+def cite(answer: str, documents: Sequence[Document], question: str = "") -> tuple[Citation, ...]:
     """Return where the sentences of an answer stand in the documents, in the answer's order, each document once.
 
-    A citation is checked by words, not claimed by the model: a sentence that no document supports has none.
+    A citation is checked by words, not claimed by the model: a document supports a sentence where it holds most of
+    its words, and all of its names and numbers. What is a name in the question is one in the answer.
     """
     held = [set(words(document.page_content)) for document in documents]
     found: dict[Citation, None] = {}
     for sentence in _SENTENCE.split(answer):
-        said = set(words(sentence))
-        shares = [len(said & own) / len(said) for own in held] if said and sentence.strip() != UNKNOWN else []
+        said = set(words(sentence)) if sentence.strip() != UNKNOWN else set()
+        needed = said & (_names(sentence) | _names(question))
+        shares = [len(said & own) / len(said) if said and needed <= own else 0 for own in held]
         best = max(range(len(shares)), key=lambda place: shares[place], default=0)
         if shares and shares[best] > SUPPORT:
             document = documents[best]
@@ -109,7 +113,17 @@ def cite(answer: str, documents: Sequence[Document]) -> tuple[Citation, ...]:
 
 def words(text: str) -> list[str]:
     """Return the words of a text in lower case; of scripts without blanks, each character."""
-    return re.findall(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+", text.lower())
+    return _WORD.findall(text.lower())
+
+
+def _names(sentence: str) -> set[str]:
+    """The words with digits or capitals, in lower case; a capital that only begins the sentence does not count."""
+    found = enumerate(_WORD.findall(sentence))
+    return {
+        word.lower()
+        for place, word in found
+        if any(letter.isdigit() for letter in word) or word[1:] != word[1:].lower() or (place and word != word.lower())
+    }
 
 
 def map_reduce(

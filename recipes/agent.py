@@ -25,7 +25,7 @@ from langchain.agents.middleware import (
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.messages import AIMessage, convert_to_messages
 from langchain_core.tools import tool
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from qlangchain import ChatQuantized, get_chat_model
 from qlangchain.errors import QlangchainError
@@ -49,20 +49,18 @@ def get_current_time() -> str:
 class Result(BaseModel):
     """The final answer."""
 
-    answer: str = Field(max_length=200)
+    answer: str
 
 
-class EnoughTools(AgentMiddleware):
+class _EnoughTools(AgentMiddleware):
     """After some rounds offers no more tools: a small model that must call one may go on calling it for ever."""
 
     def wrap_model_call(self, request: ModelRequest, handler: Callable[[ModelRequest], Any]) -> Any:
-        """Hand the request on, in sync calls and, as a coroutine, in async ones."""
         last_question = max((i for i, m in enumerate(request.messages) if m.type == "human"), default=0)
         rounds = sum(isinstance(m, AIMessage) and bool(m.tool_calls) for m in request.messages[last_question:])
         return handler(request.override(tools=[]) if rounds >= MOST_ROUNDS else request)
 
     async def awrap_model_call(self, request: ModelRequest, handler: Callable[[ModelRequest], Any]) -> Any:
-        """Do what `wrap_model_call` does."""
         return await self.wrap_model_call(request, handler)
 
 
@@ -90,7 +88,7 @@ def build(model: ChatQuantized, fallback: ChatQuantized, *, structured: str | No
     return create_agent(
         model,
         [multiply, get_current_time],
-        middleware=[summarize, ModelFallbackMiddleware(fallback), retry, EnoughTools()],
+        middleware=[summarize, ModelFallbackMiddleware(fallback), retry, _EnoughTools()],
         response_format=strategies[structured],
     )
 
@@ -106,6 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     state: dict[str, Any] = {"messages": []}
     try:
         model, fallback = (get_chat_model(n, temperature=0, max_tokens=256) for n in (options.model, options.fallback))
+        model.warm_up()  # a name that is wrong is an error now; later only its profile would be missing
         agent = build(model, fallback, structured=options.structured)
         for question in options.questions:
             state = agent.invoke({"messages": [*state["messages"], {"role": "user", "content": question}]})

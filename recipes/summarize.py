@@ -22,7 +22,8 @@ from qlangchain.errors import QlangchainError
 
 MAIN_POINTS = "What are the main points? Summarize them in a few sentences."
 PROMPT = PromptTemplate.from_template(
-    "Answer the question using only the documents below.\n\nDocuments:\n{text}\n\nQuestion: {about}"
+    "Answer the following question based only on the provided context:\n\n"
+    "<context>\n{text}\n</context>\n\nQuestion: {about}"
 )
 
 

@@ -83,6 +83,8 @@ def serve_in_process(config: dict[str, Any], announce: TextIO) -> NoReturn:
     params.ui = False
     params.cors_origins = ""
     params.use_jinja = True
+    # LangChain's messages are complete: one of the assistant at the end is history, not the start of the answer.
+    params.prefill_assistant = False
     params.n_parallel = options["slots"]
     params.n_ctx = options["context_length"] * options["slots"]
     # Slots with memory of their own: one long conversation can never push another out of the cache.

@@ -91,6 +91,7 @@ def test_hybrid_serves_the_file_that_lies_there_and_cpu_makes_one() -> None:
     assert plan("demo", hardware="cpu", precision_required=False).format == "Q4_0"
 
 
+@pytest.mark.filterwarnings("default::qlangchain.errors.QlangchainWarning")
 def test_the_shipped_k_quant_was_made_from_these_weights(tmp_path: Path) -> None:
     (shipped,) = DEMO_DIRECTORY.glob("*.gguf")
     header = read_gguf_header(shipped)
