@@ -89,6 +89,13 @@ class Spy(QuantizedEmbeddings):
         return super().embed_documents(texts)
 
 
+class Other(Spy):
+    """Another model: vectors of the same length that mean something else."""
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        return [vector[::-1] for vector in super().embed_documents(texts)]
+
+
 @pytest.fixture
 def script() -> Iterator[Scripted]:
     with Scripted() as running:
@@ -158,7 +165,9 @@ def test_answers_name_the_file_that_they_stand_in(tmp_path: Path, capsys: pytest
     assert again.endswith("[awq.txt, chunk 1]")
 
 
-def test_only_what_changed_is_embedded_again(folder: Path, tmp_path: Path, spy: Spy) -> None:
+def test_only_what_changed_is_embedded_again(
+    folder: Path, tmp_path: Path, spy: Spy, capsys: pytest.CaptureFixture[str]
+) -> None:
     rag = recipe("rag")
     index = rag.Index(tmp_path / "index", spy)
     assert index.update(folder) == ["deep/garden.md", "manual.pdf", "people.txt"]
@@ -188,35 +197,43 @@ def test_only_what_changed_is_embedded_again(folder: Path, tmp_path: Path, spy: 
     found = index.store.similarity_search("Which password does Otto have?", k=1)
     assert found[0].metadata == {**found[0].metadata, "source": "people.txt", "chunk": 1}
     index.client.close()
+    assert capsys.readouterr().err == ""
 
 
-def test_another_embedding_model_begins_anew(folder: Path, tmp_path: Path, spy: Spy) -> None:
+@pytest.mark.parametrize("length", [64, 32])
+def test_another_embedding_model_begins_anew(folder: Path, tmp_path: Path, spy: Spy, length: int) -> None:
     rag = recipe("rag")
     index = rag.Index(tmp_path / "index", spy)
     index.update(folder)
     index.client.close()
-    with Scripted(embedding_length=32) as other:
-        index = rag.Index(tmp_path / "index", get_embeddings(endpoint=other.url, api_key=other.api_key))
+    with Scripted(embedding_length=length) as other:
+        index = rag.Index(tmp_path / "index", Other(endpoint=other.url, api_key=other.api_key))
         assert index.update(folder) == ["deep/garden.md", "manual.pdf", "people.txt"]
         assert index.client.count(rag.NAME).count == 3
         index.client.close()
 
 
-def test_indexing_that_was_interrupted_is_made_good(folder: Path, tmp_path: Path, spy: Spy) -> None:
+@pytest.mark.parametrize("then", ["is tried again", "has gone"])
+def test_indexing_that_was_interrupted_is_made_good(folder: Path, tmp_path: Path, spy: Spy, then: str) -> None:
     rag = recipe("rag")
     index = rag.Index(tmp_path / "index", spy)
     index.update(folder)
-    (folder / "deep" / "garden.md").write_text("The garden has changed.")
-    (folder / "people.txt").write_text("This must break.")
+    garden, people = folder / "deep" / "garden.md", folder / "people.txt"
+    garden.write_text("The garden has changed.")
+    people.write_text("This must break.")
     with pytest.raises(EngineDiedError):
         index.update(folder)
     index.client.close()
-    (folder / "people.txt").write_text("The password for Otto is blue-harbor-7.")
-    (folder / "deep" / "garden.md").unlink()
-    index = rag.Index(tmp_path / "index", spy)
+    expected = ["Zorvex was invented by Maria in 1931."]
+    if then == "has gone":
+        garden.unlink()
+        people.unlink()
+    else:
+        expected += ["The garden has changed.", "This must break."]
+    index = rag.Index(tmp_path / "index", get_embeddings(endpoint=spy.endpoint, api_key=spy.api_key))
     assert index.update(folder) == ["deep/garden.md", "people.txt"]
-    held = [point.payload["page_content"] for point in index.client.scroll(rag.NAME, limit=100)[0]]
-    assert sorted(held) == ["The password for Otto is blue-harbor-7.", "Zorvex was invented by Maria in 1931."]
+    assert sorted(p.payload["page_content"] for p in index.client.scroll(rag.NAME)[0]) == sorted(expected)
+    assert index.update(folder) == []
     index.client.close()
 
 
