@@ -201,6 +201,7 @@ class Capabilities:
     json_schema: bool = False
     raw_completions: bool = True
     counts_tokens: bool = False
+    llguidance: bool = False
     tokenize: bool = False
     raw_embeddings: bool = False
     sampling: frozenset[str] = frozenset({"temperature", "top_p", "max_tokens", "stop", "seed"})

@@ -52,6 +52,7 @@ class SchemaReader(Reader):
 
     def feed(self, delta: Delta) -> Iterator[Delta]:
         """Yield the text; hold back the end."""
+        delta = replace(delta, text=delta.text.rstrip("\n"))  # a line end after the value is no part of it
         self.text.append(delta.text)
         now, held = _split(delta)
         if held:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+from dataclasses import replace
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -52,6 +53,8 @@ class LlamaCpp:
         self._endpoint: Endpoint | None = None
         found, binary = find_engine()
         self._version = engine_version()
+        # The wheel's grammar engine is known; what a binary was built with is not.
+        self._capabilities = replace(CAPABILITIES, llguidance=binary is None)
         self.supervisor = Supervisor(
             f"{artifact.model_name} ({artifact.path.name[:24]})",
             {
@@ -93,7 +96,7 @@ class LlamaCpp:
             model=self._artifact.model_name,
             runtime="llamacpp",
             runtime_version=self._version,
-            capabilities=CAPABILITIES,
+            capabilities=self._capabilities,
             greeting="/health",
             context_length=self._options.context_length,
         )

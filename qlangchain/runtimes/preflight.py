@@ -10,6 +10,7 @@ answers, so that the sync and the async client drive the same code.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator, Mapping
 from typing import Any, Final
 
@@ -37,7 +38,7 @@ def steps(endpoint: Endpoint, path: str, body: Mapping[str, Any]) -> Steps:
     """
     if path == CONSTRAINED:
         answer = yield "POST", TEMPLATE, _template_request(body)
-        body = _constrained(body, _prompt(answer))
+        body = _constrained(body, _prompt(answer), endpoint)
     if not (endpoint.capabilities.counts_tokens and endpoint.context_length):
         if endpoint.greeting and path != CONSTRAINED:
             yield "GET", endpoint.greeting, None
@@ -79,13 +80,19 @@ def _prompt(answer: Any) -> str:
     return prompt
 
 
-def _constrained(body: Mapping[str, Any], prompt: str) -> dict[str, Any]:
+def _constrained(body: Mapping[str, Any], prompt: str, endpoint: Endpoint) -> dict[str, Any]:
     rest = {name: value for name, value in body.items() if name not in ("messages", "tools", "schema", "calls_only")}
     if prompt.rstrip().endswith("<think>"):
         prompt = f"{prompt.rstrip()}\n\n</think>\n\n"
     if body.get("calls_only") and _CALL_MARK in prompt:
         prompt += f"{_CALL_MARK}\n"  # where the model itself would begin a call
-    return {**rest, "prompt": prompt, "json_schema": {**body["schema"], "x-guidance": _GUIDANCE}}
+    schema = {**body["schema"], "x-guidance": _GUIDANCE}
+    if not endpoint.capabilities.llguidance:
+        return {**rest, "prompt": prompt, "json_schema": schema}
+    # Many tokenizers have one token for the last braces and a line end. Where the grammar forbids the line end, a
+    # model that would close the object here cannot, and goes on with digits instead.
+    grammar = f'%llguidance {{}}\nstart: value END?\nvalue: %json {json.dumps(schema)}\nEND: "\\n"\n'
+    return {**rest, "prompt": prompt, "grammar": grammar}
 
 
 def _count_request(path: str, body: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
