@@ -15,7 +15,6 @@ from langchain_tests.unit_tests import ChatModelUnitTests
 
 from qlangchain import ChatQuantized
 
-
 CLEVERER = pytest.mark.xfail(
     strict=False,
     reason="the call is well-formed, but a model of 6M parameters often copies the wrong value into its arguments",
@@ -47,6 +46,10 @@ class TestIntegration(ChatModelIntegrationTests):
 
     @CLEVERER
     def test_unicode_tool_call_integration(
-        self, model: BaseChatModel, *, tool_choice: str | None = None, force_tool_call: bool = True
+        self,
+        model: BaseChatModel,
+        *,
+        tool_choice: str | None = None,  # noqa: PT028 - the standard test's own signature
+        force_tool_call: bool = True,  # noqa: PT028
     ) -> None:
         super().test_unicode_tool_call_integration(model, tool_choice=tool_choice, force_tool_call=force_tool_call)
