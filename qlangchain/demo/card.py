@@ -32,7 +32,7 @@ phrasings, a fifth of every word list and all tools made from it are never train
 
 {stages}
 
-Each run goes on from the one before (`--start`).
+Each run goes on from the one before (`--start`), and was added when the figures of that one were known.
 
 Steps of up to {batch_tokens:,} tokens, loss on the assistant's tokens only, Muon for the matrices, AdamW for embedding and
 norms, linear warm-up, cosine to 2 %, weight decay {decay}, bfloat16 autocast over fp32 weights. The weights after the
