@@ -7,11 +7,21 @@ QlangchainError
 ├── MissingDependencyError       also an ImportError: an optional package or program is not installed
 ├── ArtifactError                a model or one of its files
 │   ├── ModelNotFoundError       no such directory, file, alias or hub id
+│   │   └── RevisionNotFoundError  the repository is there, the branch, tag or commit is not
 │   ├── OfflineError             it would have to be fetched, and offline mode is on
+│   ├── HubError                 the hub, or the way to it, did not do what was asked
+│   │   ├── HubUnreachableError  no connection, no answer in time, or an internal error (retryable)
+│   │   ├── HubBusyError         it asks to come back later than we may wait (retryable)
+│   │   ├── HubReplyError        its answers are malformed or contradict each other
+│   │   └── AccessDeniedError    gated, private or disabled, or the token is not accepted
 │   ├── NoWeightsError           a directory without safetensors or GGUF
 │   ├── UnsafeWeightsError       pickle weights or remote code
+│   │   └── UnsafeSourceError    a hostile file name, a redirect to a private address, a look-alike publisher
 │   ├── UnsupportedModelError    an architecture, tokenizer or format that is not known
 │   ├── CorruptFileError         truncated, or not what its name says
+│   │   └── ChecksumError        its bytes do not have the digest that was announced
+│   ├── StoreLockedError         another process holds the lock for too long (retryable)
+│   ├── FetchCancelledError      a download was cancelled; what has arrived is kept for the next try
 │   └── DiskFullError            not enough room, asked before writing or met while writing
 ├── ProductionError              making an artifact failed; nothing was published
 └── EngineError                  a server process, ours or a remote one
@@ -87,10 +97,59 @@ class ModelNotFoundError(ArtifactError):
     """The model argument names no directory, file, alias or hub repository that can be found."""
 
 
+class RevisionNotFoundError(ModelNotFoundError):
+    """The repository exists on the hub, and the branch, tag or commit that was asked for does not."""
+
+
 class OfflineError(ArtifactError):
     """The model would have to be fetched, and offline mode is on."""
 
     default_hint = "Unset QLANGCHAIN_OFFLINE (or pass offline=False), or pass the path of a local model."
+
+
+class HubError(ArtifactError):
+    """The model hub, or the way to it, did not do what was asked."""
+
+
+class HubUnreachableError(HubError):
+    """No connection, no answer within the deadline, or an internal error of the hub that stayed."""
+
+    is_retryable = True
+    default_hint = "Call again when the network is back: what has arrived is kept and continued."
+
+
+class HubBusyError(HubError):
+    """The hub limits the rate (HTTP 429); `retry_after` is what it asked to wait, in seconds, None where unsaid."""
+
+    is_retryable = True
+    default_hint = "Call again later, or set HF_TOKEN: accounts have higher limits than anonymous calls."
+
+    def __init__(self, message: str, *, hint: str | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
+
+
+class HubReplyError(HubError):
+    """What the hub answers is malformed, or contradicts what it answered before, so it is not trusted."""
+
+    default_hint = "A proxy or login page may stand in between; check HF_ENDPOINT and the network."
+
+
+class AccessDeniedError(HubError):
+    """The repository is gated, private or disabled, or the token is not accepted.
+
+    `url` is the page where access is asked for, `alternative` the id of an open model in its place; each may be
+    None.
+    """
+
+    default_hint = "Ask for access on the model's page, then set HF_TOKEN."
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, url: str | None = None, alternative: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.url = url
+        self.alternative = alternative
 
 
 class NoWeightsError(ArtifactError):
@@ -101,12 +160,35 @@ class UnsafeWeightsError(ArtifactError):
     """The weights could run code when loaded (pickle, remote code), so they were not opened."""
 
 
+class UnsafeSourceError(UnsafeWeightsError):
+    """Where it would come from, or the name it would get, could do harm, so nothing was fetched."""
+
+
 class UnsupportedModelError(ArtifactError):
     """The architecture, tokenizer or format is not one that qlangchain knows; it never guesses."""
 
 
 class CorruptFileError(ArtifactError):
     """A file is truncated, damaged, or not what its name says."""
+
+
+class ChecksumError(CorruptFileError):
+    """The bytes that arrived, or that lie in the store, do not have the digest that was announced for them."""
+
+    default_hint = "It is set aside in quarantine; fetch it again, and tell its publisher if it stays."
+
+
+class StoreLockedError(ArtifactError):
+    """Another process holds the lock of the same artifact for longer than we may wait; the message names it."""
+
+    is_retryable = True
+    default_hint = "If that process hangs, end it and call again."
+
+
+class FetchCancelledError(ArtifactError):
+    """A download was cancelled; the bytes that have arrived are kept, and the next try continues with them."""
+
+    default_hint = "Call again to continue."
 
 
 class DiskFullError(ArtifactError):

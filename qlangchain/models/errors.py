@@ -26,6 +26,9 @@ TABLE: Final[tuple[tuple[type[ours.QlangchainError], type[lc.ModelError]], ...]]
     (ours.EngineError, lc.ModelAPIError),
     (ours.ModelNotFoundError, lc.ModelNotFoundError),
     (ours.OfflineError, lc.ModelNotFoundError),
+    (ours.AccessDeniedError, lc.ModelAuthenticationError),
+    (ours.HubBusyError, lc.ModelRateLimitError),
+    (ours.HubUnreachableError, lc.ModelConnectionError),
     (ours.InvalidInputError, lc.ModelInvalidRequestError),
     (ours.QlangchainError, lc.ModelError),
 )

@@ -18,6 +18,7 @@ from langchain_core import exceptions as lc
 import qlangchain
 from qlangchain import errors
 from qlangchain.errors import (
+    AccessDeniedError,
     AuthenticationError,
     EngineBusyError,
     EngineDiedError,
@@ -25,6 +26,7 @@ from qlangchain.errors import (
     EngineFailedError,
     EngineStartError,
     EngineTimeoutError,
+    HubBusyError,
     InvalidInputError,
     MalformedReplyError,
     ModelNotFoundError,
@@ -51,6 +53,8 @@ CLASSES = tree()
 EXTRAS: dict[type[QlangchainError], dict[str, Any]] = {
     EngineStartError: {"log": "line 1\nline 2"},
     EngineDiedError: {"partial": "Half an ans", "log": "killed"},
+    AccessDeniedError: {"url": "https://huggingface.co/a/b", "alternative": "c/d"},
+    HubBusyError: {"retry_after": 60.0},
     NotConnectedError: {"partial": "", "log": "never there"},
     MalformedReplyError: {"text": '{"city": "Par'},
     PromptTooLongError: {"prompt_tokens": 5000, "context_length": 4096, "reserved_tokens": 1},
