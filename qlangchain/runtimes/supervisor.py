@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from qlangchain.errors import EngineStartError
 
 logger = logging.getLogger(__name__)
 
-_HOST = Path(__file__).with_name("host.py")
+_HOST_COMMAND = (sys.executable, "-P", str(Path(__file__).with_name("host.py")))
 _RESTARTS, _WINDOW = 5, 60.0  # so many unexpected deaths within so many seconds, and it is not tried again
 _REASON = re.compile(r"error|fail|unknown|invalid|unsupported|not enough|out of memory|cannot|assert", re.IGNORECASE)
 
@@ -46,10 +46,16 @@ class Running:
 class Supervisor:
     """Keeps one server process alive on demand. Safe to call from any thread."""
 
-    def __init__(self, name: str, config: dict[str, Any], *, start_timeout: float) -> None:
-        """`config` is what `host.py` serves; `start_timeout` is in seconds."""
+    def __init__(
+        self, name: str, config: dict[str, Any], *, start_timeout: float, command: Sequence[str] = _HOST_COMMAND
+    ) -> None:
+        """`config` is what the process serves; `start_timeout` is in seconds.
+
+        `command` is a program that keeps to the protocol of `host.py` on its stdin and stdout.
+        """
         self.name = name
         self._config = config
+        self._command = list(command)
         self._start_timeout = start_timeout
         self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -126,7 +132,7 @@ class Supervisor:
     def _spawn(self) -> Running:
         self._log.clear()
         key = secrets.token_urlsafe(32)
-        process = _spawner.popen([sys.executable, "-P", str(_HOST)])
+        process = _spawner.popen(self._command)
         self._process = process
         assert process.stdin and process.stdout and process.stderr
         threading.Thread(target=self._keep_log, args=(process.stderr,), daemon=True).start()
