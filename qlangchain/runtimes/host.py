@@ -9,33 +9,29 @@ and then keeps the pipe open. This process
 - ends when stdin ends, that is when the parent died, whatever killed it. On Linux the kernel is asked to end
   it as well (PR_SET_PDEATHSIG), because a sibling forked from the parent may hold the pipe open.
 
-It knows nothing of artifacts, plans or LangChain, and imports nothing of qlangchain, so that it starts fast
-and from any directory.
+It knows nothing of artifacts, plans or LangChain, so that it starts fast.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
 from typing import Any, NoReturn, TextIO
 
-_PR_SET_PDEATHSIG = 1
+from qlangchain.toolchains.child import end_with_parent, exit_at_end_of_stdin, kill_when_parent_dies
 
 
 def main() -> None:
     """Read the one line of configuration, serve, and announce the port."""
     config = json.loads(sys.stdin.readline())
     end_with_parent(config["parent_pid"])
+    exit_at_end_of_stdin()
     # Native code prints where it likes: keep the real stdout for the announcement, give stdout to the log.
     announce = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -43,30 +39,6 @@ def main() -> None:
         serve_binary(config, announce)
     else:
         serve_in_process(config, announce)
-
-
-def end_with_parent(parent_pid: int) -> None:
-    """Make sure that this process does not outlive its parent."""
-    kill_when_parent_dies()
-    if os.getppid() != parent_pid and sys.platform != "win32":
-        os._exit(0)  # the parent died before the request to the kernel was in place
-    threading.Thread(target=_exit_at_end_of_stdin, daemon=True).start()
-
-
-def kill_when_parent_dies() -> None:
-    """Ask the Linux kernel for SIGKILL when the thread that started this process ends; elsewhere do nothing."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-
-
-def _exit_at_end_of_stdin() -> None:
-    while sys.stdin.read(4096):
-        pass
-    # An orderly shutdown waits for running requests, up to half a minute; nobody is left to read them.
-    if sys.platform != "win32" and os.getpgid(0) == os.getpid():
-        os.killpg(0, signal.SIGKILL)
-    os._exit(0)
 
 
 def serve_in_process(config: dict[str, Any], announce: TextIO) -> NoReturn:

@@ -21,14 +21,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from qlangchain.errors import EngineStartError
+from qlangchain.toolchains import child
 
 logger = logging.getLogger(__name__)
 
-_HOST_COMMAND = (sys.executable, "-P", str(Path(__file__).with_name("host.py")))
+_HOST: Final = "qlangchain.runtimes.host"
 _RESTARTS, _WINDOW = 5, 60.0  # so many unexpected deaths within so many seconds, and it is not tried again
 _REASON = re.compile(r"error|fail|unknown|invalid|unsupported|not enough|out of memory|cannot|assert", re.IGNORECASE)
 
@@ -47,15 +47,15 @@ class Supervisor:
     """Keeps one server process alive on demand. Safe to call from any thread."""
 
     def __init__(
-        self, name: str, config: dict[str, Any], *, start_timeout: float, command: Sequence[str] = _HOST_COMMAND
+        self, name: str, config: dict[str, Any], *, start_timeout: float, command: Sequence[str] | None = None
     ) -> None:
         """`config` is what the process serves; `start_timeout` is in seconds.
 
-        `command` is a program that keeps to the protocol of `host.py` on its stdin and stdout.
+        `command` is a program that keeps to the protocol of `host.py` (the default) on its stdin and stdout.
         """
         self.name = name
         self._config = config
-        self._command = list(command)
+        self._command = list(command or child.command(sys.executable, _HOST))
         self._start_timeout = start_timeout
         self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None

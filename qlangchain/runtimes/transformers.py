@@ -18,6 +18,7 @@ from qlangchain.errors import EngineError, EngineStartError, MissingDependencyEr
 from qlangchain.runtimes import protocol
 from qlangchain.runtimes.client import Client
 from qlangchain.runtimes.supervisor import Running, Supervisor
+from qlangchain.toolchains import child
 from qlangchain.types import Artifact, Capabilities, Endpoint, EngineOptions, Method
 
 CAPABILITIES = Capabilities(
@@ -58,7 +59,7 @@ class Transformers:
                 "options": {"context_length": options.context_length, "threads": options.threads},
             },
             start_timeout=settings.read().start_timeout,
-            command=command(python_for(artifact.method)),
+            command=child.command(python_for(artifact.method), _MODULE),
         )
 
     def start(self) -> Endpoint:
@@ -123,19 +124,6 @@ def python_for(method: Method) -> Path:
         hint="pip install 'qlangchain[transformers]'"
         + (" and `qlangchain env create gptqmodel` for GPTQ and AWQ." if method in _KERNELS else "."),
     )
-
-
-def command(python: Path) -> list[str]:
-    """Return the command that runs our server in another environment, which need not have qlangchain installed.
-
-    Only this package is made importable there, from where it lies, and nothing of the environment around it.
-    """
-    package = str(Path(__file__).parents[1])
-    program = (
-        "import runpy, sys, types; package = types.ModuleType('qlangchain'); package.__path__ = [sys.argv[1]]; "
-        "sys.modules['qlangchain'] = package; runpy.run_module(sys.argv[2], run_name='__main__')"
-    )
-    return [str(python), "-P", "-c", program, package, _MODULE]
 
 
 def engine_version() -> str:

@@ -12,13 +12,14 @@ import socket
 import sys
 from typing import Any, TextIO
 
-from qlangchain.runtimes.host import end_with_parent
+from qlangchain.toolchains.child import end_with_parent, exit_at_end_of_stdin
 
 
 def main() -> None:
     """Serve until the parent ends."""
     config = json.loads(sys.stdin.readline())
     end_with_parent(config["parent_pid"])
+    exit_at_end_of_stdin()
     announce = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     serve(config, announce)
