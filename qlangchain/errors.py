@@ -23,7 +23,9 @@ QlangchainError
 │   ├── StoreLockedError         another process holds the lock for too long (retryable)
 │   ├── FetchCancelledError      a download was cancelled; what has arrived is kept for the next try
 │   └── DiskFullError            not enough room, asked before writing or met while writing
+├── ToolchainError               an environment of its own could not be made or removed; carries the end of its log
 ├── ProductionError              making an artifact failed; nothing was published
+│   └── CancelledError           it was cancelled; what is done is kept for the next try
 └── EngineError                  a server process, ours or a remote one
     ├── EngineStartError         it did not load the model; carries the end of its log
     ├── EngineDiedError          it ended, or its connection broke, during a call (retryable)
@@ -195,8 +197,22 @@ class DiskFullError(ArtifactError):
     """There is not enough free disk for what would be written."""
 
 
+class ToolchainError(QlangchainError):
+    """An environment for a tool could not be made or removed. `log` holds the last lines that were written."""
+
+    def __init__(self, message: str, *, hint: str | None = None, log: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.log = log
+
+
 class ProductionError(QlangchainError):
     """An artifact could not be made; what was half-written has been removed."""
+
+
+class CancelledError(ProductionError):
+    """The work was cancelled; nothing was published, and the next try goes on with what is done."""
+
+    default_hint = "Call again to continue."
 
 
 class EngineError(QlangchainError):

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -61,3 +62,16 @@ def leave() -> None:
     if sys.platform != "win32" and os.getpgid(0) == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os._exit(0)
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """End a child that leads a group of its own, and all that it has started, and wait until it is gone."""
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(OSError):
+        process.kill()
+    process.wait()
+    if process.stdin is not None:  # the other pipes belong to the threads that read them
+        with contextlib.suppress(OSError):
+            process.stdin.close()

@@ -52,6 +52,7 @@ def tree(root: type[QlangchainError] = QlangchainError) -> list[type[QlangchainE
 CLASSES = tree()
 EXTRAS: dict[type[QlangchainError], dict[str, Any]] = {
     EngineStartError: {"log": "line 1\nline 2"},
+    errors.ToolchainError: {"log": "line 1"},
     EngineDiedError: {"partial": "Half an ans", "log": "killed"},
     AccessDeniedError: {"url": "https://huggingface.co/a/b", "alternative": "c/d"},
     HubBusyError: {"retry_after": 60.0},

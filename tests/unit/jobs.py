@@ -1,0 +1,59 @@
+"""Jobs that behave well, badly and not at all, for the tests of the worker that runs them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from qlangchain.errors import ChecksumError, HubBusyError
+
+
+def add(a: int, b: int) -> int:
+    print("this is no event")
+    return a + b
+
+
+def count(to: int, progress: Any) -> list[int]:
+    for done in range(to + 1):
+        progress("counting", done, to)
+    return list(range(to))
+
+
+def refuse() -> None:
+    raise HubBusyError("Too many requests.", hint="Wait.", retry_after=7.5)
+
+
+def find_damage(path: str) -> None:
+    raise ChecksumError(f"{path} is damaged.")
+
+
+def fail() -> None:
+    raise KeyError("nothing")
+
+
+def die(how: int) -> None:
+    print("last words", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), how)
+    time.sleep(60)
+
+
+def wait(cancel: Any, note: str) -> str:
+    Path(note).write_text(str(os.getpid()))
+    cancel.wait(60)
+    return "tidied up"
+
+
+def hang(note: str) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    Path(note).write_text(str(os.getpid()))
+    time.sleep(300)
+
+
+def eat(mebibytes: int) -> int:
+    eaten = [b"x" * (1 << 20) for _ in range(mebibytes)]
+    time.sleep(60)
+    return len(eaten)
