@@ -1,20 +1,25 @@
-"""A bounded reader of GGUF headers: see `headers.py` for why, and `docs/gguf.md` of ggml for the format."""
+"""A bounded reader of GGUF headers: see `headers.py` for why, and `docs/gguf.md` of ggml for the format.
+
+Limits of strings, arrays and dimensions are Ollama's; the others leave the largest known headers (0.3 Mi tokens,
+0.6 Mi merges, 12 MB) several times as much room.
+"""
 
 from __future__ import annotations
 
 import math
-import mmap
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, overload
 
-from qlangchain.artifacts.bounds import corrupt, describe, map_file, open_file, padded, short
+from qlangchain.artifacts.bounds import Cursor, Read, corrupt, describe, open_file, padded, reader, short
 
 MAX_STRING = 16 << 20
 MAX_ARRAY = 64 << 20
 MAX_STRINGS = 4 << 20  # in all arrays together: the largest vocabularies have 0.3 Mi tokens and 0.6 Mi merges
+MAX_READ = 32 << 20  # bytes, and
+MAX_ITEMS = 1 << 20  # items of an array that is taken into memory, as lists of Python objects
 MAX_ENTRIES = 1 << 16
 MAX_HEADER = 256 << 20
 MAX_DIMS = 4
@@ -52,7 +57,8 @@ class GgufTensor:
 class GgufArray(Sequence[Any]):
     """An array of the metadata, read from the file again when an item is asked for.
 
-    A vocabulary has 150,000 tokens that most callers never look at, so reading a header only steps over it.
+    A vocabulary has 150,000 tokens that most callers never look at, so reading a header only steps over it. `source`
+    reads a file that is elsewhere; without it the file is at `path`.
     """
 
     path: Path
@@ -60,6 +66,7 @@ class GgufArray(Sequence[Any]):
     length: int
     offset: int
     nbytes: int
+    source: Read | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return self.length
@@ -85,9 +92,11 @@ class GgufArray(Sequence[Any]):
             raise TypeError("this array does not hold strings")
         blob, items, at = self._blob(), [], 0
         for _ in range(self.length):
-            (size,) = struct.unpack_from("<Q", blob, at)
+            size = int.from_bytes(blob[at : at + 8], "little")
             items.append(blob[at + 8 : at + 8 + size])
             at += 8 + size
+        if at != self.nbytes:
+            corrupt(self.path, "it has changed since its header was read")
         return items
 
     def read(self) -> list[Any]:
@@ -98,12 +107,12 @@ class GgufArray(Sequence[Any]):
         return [bool(value) for value in values] if self.type == 7 else values
 
     def _blob(self) -> bytes:
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            blob = file.read(self.nbytes)
-        if len(blob) != self.nbytes:
-            corrupt(self.path, "it has become shorter since its header was read")
-        return blob
+        if self.length > MAX_ITEMS or self.nbytes > MAX_READ:
+            corrupt(self.path, f"an array of {self.length:,} items in {self.nbytes:,} bytes is too long to be read")
+        if self.source:
+            return self.source(self.offset, self.offset + self.nbytes)
+        with open_file(self.path) as file:
+            return reader(self.path, file)(self.offset, self.offset + self.nbytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,23 +145,31 @@ def read_gguf_header(path: str | Path) -> GgufHeader:
     is not there. Takes about 0.1 s for a vocabulary of 150,000 tokens.
     """
     path = Path(path)
-    with open_file(path) as file, map_file(path, file) as data:
-        return _GgufParser(path, data).parse()
+    with open_file(path) as file:
+        return parse_gguf_header(path, reader(path, file), file.seek(0, 2))
+
+
+def parse_gguf_header(path: Path, read: Read, size: int, source: Read | None = None) -> GgufHeader:
+    """Parse the header of a file of `size` bytes that `read` gives the ranges of; `path` names it in messages.
+
+    Its arrays are read again through `source`, or from `path` where that is None. Raises `CorruptFileError`.
+    """
+    return _GgufParser(Cursor(path, read, size, MAX_HEADER), source).parse()
 
 
 class _GgufParser:
-    """One walk through the header; `at` is the place in the file, `strings` counts the items of string arrays."""
+    """One walk through the header; `strings` counts the items of string arrays."""
 
-    def __init__(self, path: Path, data: mmap.mmap | bytes) -> None:
-        self.path, self.data = path, data
-        self.size = len(data)
-        self.limit = min(self.size, MAX_HEADER)
-        self.at = self.strings = 0
+    def __init__(self, cursor: Cursor, source: Read | None) -> None:
+        self.cursor, self.path, self.size, self.source = cursor, cursor.path, cursor.size, source
+        self.strings = 0
 
     def parse(self) -> GgufHeader:
         version, tensor_count, entry_count = self._preamble()
         metadata: dict[str, Any] = {}
-        for _ in range(entry_count):
+        for number in range(entry_count):
+            if number % 1024 == 0:
+                self.cursor.check_time()
             key = self._name("a key", 65535)
             if key in metadata:
                 self._fail(f"the key {short(key)} occurs twice")
@@ -160,8 +177,19 @@ class _GgufParser:
         alignment = metadata.get("general.alignment", 32)
         if type(alignment) is not int or not 1 <= alignment <= 1 << 20 or alignment & (alignment - 1):
             self._fail(f"general.alignment is {short(alignment)}, expected a power of two")
-        rows = [self._tensor() for _ in range(tensor_count)]
-        start = padded(self.at, alignment)
+        tensors = self._tensors(tensor_count, alignment)
+        return GgufHeader(self.path, version, metadata, tensors, self._data_offset(alignment), self.size, alignment)
+
+    def _data_offset(self, alignment: int) -> int:
+        return padded(self.cursor.at, alignment)
+
+    def _tensors(self, count: int, alignment: int) -> tuple[GgufTensor, ...]:
+        rows = []
+        for number in range(count):
+            if number % 1024 == 0:
+                self.cursor.check_time()
+            rows.append(self._tensor())
+        start = self._data_offset(alignment)
         tensors, expected, seen = [], 0, set()
         for name, shape, kind, offset, nbytes in rows:
             if name in seen:
@@ -174,12 +202,12 @@ class _GgufParser:
                 self._fail(f"it is truncated: {self.size:,} bytes, and the tensor {short(name)} ends at {end:,}")
             expected += padded(nbytes, alignment)
             tensors.append(GgufTensor(name, shape, kind, start + offset, nbytes))
-        return GgufHeader(self.path, version, metadata, tuple(tensors), start, self.size, alignment)
+        return tuple(tensors)
 
     def _preamble(self) -> tuple[int, int, int]:
-        if self.data[:4] != b"GGUF":
-            corrupt(self.path, f"it is {describe(bytes(self.data[:512]))}, not GGUF")
-        self.at = 4
+        if self.size < 4 or self.cursor.take(4) != b"GGUF":
+            self.cursor.at = 0
+            corrupt(self.path, f"it is {describe(self.cursor.take(min(512, self.size)))}, not GGUF")
         (version,) = self._unpack("I")
         if version & 0xFFFF == 0:
             self._fail("it is GGUF for big-endian machines")
@@ -187,25 +215,19 @@ class _GgufParser:
             self._fail(f"its GGUF version is {version}, expected 2 or 3")
         tensors, entries = self._unpack("QQ")
         for count, what, smallest in ((tensors, "tensors", 24), (entries, "metadata entries", 13)):
-            if count > MAX_ENTRIES or count * smallest > self.limit - self.at:
+            if count > MAX_ENTRIES or count * smallest > self.cursor.left:
                 self._fail(f"it claims {count:,} {what}, more than {self.size:,} bytes (or the limit) can hold")
         return version, tensors, entries
 
     def _unpack(self, codes: str) -> tuple[Any, ...]:
-        size = struct.calcsize("<" + codes)
-        if self.at + size > self.limit:
-            self._short_header()
-        values = struct.unpack_from("<" + codes, self.data, self.at)
-        self.at += size
-        return values
+        return struct.unpack("<" + codes, self.cursor.take(struct.calcsize("<" + codes)))
 
     def _string(self, what: str, longest: int) -> bytes:
         (size,) = self._unpack("Q")
-        if size > longest or size > self.limit - self.at:
-            self._fail(f"{what} claims {size:,} bytes; {self.limit - self.at:,} are left and {longest:,} allowed")
-        value = self.data[self.at : self.at + size]
-        self.at += size
-        return value
+        if size > longest or size > self.cursor.left:
+            self._fail(f"{what} claims {size:,} bytes; {self.cursor.left:,} are left and {longest:,} allowed")
+        self.cursor.keep(size)
+        return self.cursor.take(size)
 
     def _name(self, what: str, longest: int) -> str:
         try:
@@ -232,25 +254,34 @@ class _GgufParser:
         if kind not in _SCALARS and kind != _STRING:  # llama.cpp reads no nested arrays either
             self._fail(f"the array {short(key)} has items of the type {kind}")
         smallest = 8 if kind == _STRING else struct.calcsize(_SCALARS[kind])
-        if length > MAX_ARRAY or length * smallest > self.limit - self.at:
-            self._fail(f"the array {short(key)} claims {length:,} items; {self.limit - self.at:,} bytes are left")
-        start = self.at
-        if kind != _STRING:
-            self.at += length * smallest
-            return GgufArray(self.path, kind, length, start, self.at - start)
-        self.strings += length
-        if self.strings > MAX_STRINGS:
-            self._fail(f"its arrays hold more than {MAX_STRINGS:,} strings")
-        data, at, limit, unpack = self.data, self.at, self.limit, struct.Struct("<Q").unpack_from
-        for _ in range(length):  # the one loop that runs per token, so it is kept flat
-            if at + 8 > limit:
-                self._short_header()
+        if length > MAX_ARRAY or length * smallest > self.cursor.left:
+            self._fail(f"the array {short(key)} claims {length:,} items; {self.cursor.left:,} bytes are left")
+        start = self.cursor.at
+        if kind == _STRING:
+            self.strings += length
+            if self.strings > MAX_STRINGS:
+                self._fail(f"its arrays hold more than {MAX_STRINGS:,} strings")
+            self._step_over_strings(key, length)
+        else:
+            self.cursor.at += length * smallest
+        return GgufArray(self.path, kind, length, start, self.cursor.at - start, self.source)
+
+    def _step_over_strings(self, key: str, length: int) -> None:
+        # The one loop that runs per token, so it is kept flat: `at` counts from where `data` begins.
+        cursor, unpack = self.cursor, struct.Struct("<Q").unpack_from
+        at, data, limit = cursor.at - cursor.base, cursor.data, cursor.limit - cursor.base
+        held = len(data)
+        for _ in range(length):
+            if at + 8 > held:
+                cursor.at = cursor.base + at
+                at = cursor.need(8)
+                data, limit = cursor.data, cursor.limit - cursor.base
+                held = len(data)
             (size,) = unpack(data, at)
             at += 8 + size
             if size > MAX_STRING or at > limit:
                 self._fail(f"a string of {short(key)} claims {size:,} bytes")
-        self.at = at
-        return GgufArray(self.path, kind, length, start, at - start)
+        cursor.at = cursor.base + at
 
     def _tensor(self) -> tuple[str, tuple[int, ...], str, int, int]:
         name = self._name("a tensor's name", MAX_NAME)
@@ -271,11 +302,6 @@ class _GgufParser:
         if nbytes > self.size:
             self._fail(f"it is truncated: the tensor {short(name)} has {nbytes:,} bytes, the file {self.size:,}")
         return name, shape, label, offset, nbytes
-
-    def _short_header(self) -> NoReturn:
-        if self.limit < self.size:
-            self._fail(f"its header is longer than {MAX_HEADER:,} bytes")
-        self._fail(f"it is truncated inside the header, after {self.size:,} bytes")
 
     def _fail(self, what: str) -> NoReturn:
         corrupt(self.path, what)

@@ -4,7 +4,8 @@
 some well-formed values, so neither may be the first to read a file that somebody else wrote. Here every
 length is compared with a limit and with the bytes that are left before anything is allocated, and every
 defect is a `CorruptFileError` that says what is wrong. Only the header is read: the tensors are checked for
-size and place, not for content.
+size and place, not for content. Each takes at most 2 s of CPU time and 200 MiB of memory, whatever a file claims,
+and reads through ranges, so that a header on the hub is read as one on the disk is (`remote_header.py`).
 
 Formats: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and
 https://github.com/huggingface/safetensors#format.
@@ -13,10 +14,24 @@ https://github.com/huggingface/safetensors#format.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from pathlib import Path
 
 from qlangchain.artifacts.bounds import corrupt, short
-from qlangchain.artifacts.gguf_header import GGML_TYPES, GgufArray, GgufHeader, GgufTensor, read_gguf_header
-from qlangchain.artifacts.safetensors_header import SafetensorsHeader, SafetensorsTensor, read_safetensors_header
+from qlangchain.artifacts.gguf_header import (
+    GGML_TYPES,
+    GgufArray,
+    GgufHeader,
+    GgufTensor,
+    parse_gguf_header,
+    read_gguf_header,
+)
+from qlangchain.artifacts.safetensors_header import (
+    SafetensorsHeader,
+    SafetensorsTensor,
+    parse_safetensors_header,
+    read_safetensors_header,
+)
 from qlangchain.errors import UnsupportedModelError
 
 __all__ = [
@@ -27,6 +42,8 @@ __all__ = [
     "SafetensorsHeader",
     "SafetensorsTensor",
     "check_servable",
+    "parse_gguf_header",
+    "parse_safetensors_header",
     "read_gguf_header",
     "read_safetensors_header",
 ]
@@ -35,8 +52,10 @@ MAX_LAYERS = 512  # LLAMA_MAX_LAYERS: llama.cpp ends the process above it
 MAX_HEADS = 4096
 
 
-def check_servable(header: GgufHeader) -> None:
+def check_servable(header: GgufHeader, *, exists: Callable[[Path], bool] = Path.is_file) -> None:
     """Refuse a header on which llama.cpp would end its process instead of reporting an error.
+
+    `exists` tells whether another part of a split model is there.
 
     Raises `CorruptFileError` for impossible sizes and `UnsupportedModelError` for a file that is well formed
     but is no model that can be served by itself.
@@ -65,7 +84,7 @@ def check_servable(header: GgufHeader) -> None:
             if isinstance(item, bool) or not isinstance(item, int) or not low <= item <= high:
                 corrupt(path, f"{header.architecture}.{name} is {short(item)}, expected {low} to {high}")
     _check_tokens(header)
-    _check_split(header)
+    _check_split(header, exists)
 
 
 def _check_tokens(header: GgufHeader) -> None:
@@ -79,7 +98,7 @@ def _check_tokens(header: GgufHeader) -> None:
         corrupt(header.path, f"{len(items) - len(set(items))} tokens occur twice in its vocabulary")
 
 
-def _check_split(header: GgufHeader) -> None:
+def _check_split(header: GgufHeader, exists: Callable[[Path], bool]) -> None:
     count, number = header.metadata.get("split.count", 1), header.metadata.get("split.no", 0)
     if not isinstance(count, int) or not isinstance(number, int) or not 0 <= number < max(count, 1) <= 9999:
         corrupt(header.path, f"it claims to be part {short(number)} of {short(count)}")
@@ -93,5 +112,5 @@ def _check_split(header: GgufHeader) -> None:
         )
     for part in range(2, count + 1):
         sibling = header.path.with_name(f"{match[1]}-{part:05}-of-{count:05}.gguf")
-        if not sibling.is_file():
+        if not exists(sibling):
             corrupt(header.path, f"its part {sibling.name} is missing", "Download all parts into one directory.")

@@ -297,7 +297,7 @@ def entry(dtype: Any = "F32", shape: Any = (1,), offsets: Any = (0, 4)) -> dict[
         (safetensors_bytes({}, 0, b"[]"), "no JSON object"),
         (safetensors_bytes({}, 0, b'{"a":'), "no JSON object"),
         (safetensors_bytes({}, 0, b'{"a":' + b"[" * 100_000), "no JSON object"),
-        (safetensors_bytes({}, 4, b'{"a":{},"a":{}}'), "occurs twice"),
+        (safetensors_bytes({}, 4, b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{}}'), "occurs twice"),
         (safetensors_bytes(TWO, 15), "truncated: "),
         (safetensors_bytes(TWO, 17), "belong to no tensor"),
         (safetensors_bytes(entry(shape=[2]), 4), "needs 8"),
