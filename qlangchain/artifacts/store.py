@@ -1,229 +1,351 @@
-"""The store: artifacts under the SHA-256 of their bytes, published whole or not at all.
+"""The store: artifacts on this machine, content-addressed, verified before they are trusted, never half there.
 
-<store>/blobs/<sha256>.gguf    the bytes, read-only
-<store>/made/<key>.json        which blob was made from what; written last, so that it never points at less
-<store>/digests/<hash>.json    digests of files elsewhere, remembered while size, time and inode agree
-<store>/partial/<key>/         work in progress; left by a kill, removed by the next try
-<store>/quarantine/            blobs whose bytes changed after they were published
-<store>/locks/                 one lock per key
+<store>/blobs/<sha256>           the bytes of one file, read-only; see blobs.py
+<store>/artifacts/<id>/...       the same bytes under their real names, for engines; links, made again where they lack
+<store>/artifacts/<id>.json      the manifest, written last, so that it never names less than is there
+<store>/refs/<hash>.json         what was asked for -> id, so that asking again needs no network
+<store>/git/<blob id>.json       git's digest of a small file -> its SHA-256
+<store>/digests/<hash>.json      SHA-256 of files, remembered while they look untouched
+<store>/partial/<digest or key>  work in progress; continued, or removed by the next try or by gc
+<store>/quarantine/              what was damaged, with the reason
+<store>/locks/                   one lock per digest, per key, and one for names ("store")
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import logging
 import os
 import shutil
-import threading
-from collections.abc import Callable, Iterator, Mapping
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from filelock import FileLock, Timeout
+from qlangchain.artifacts import manifest as manifests
+from qlangchain.artifacts.atomic import load_json, read_json, sha256, sync_directory, unwritable, write_json
+from qlangchain.artifacts.blobs import Blobs, own_inode, stamp
+from qlangchain.artifacts.manifest import Manifest, StoredFile
+from qlangchain.errors import ArtifactError, CorruptFileError, ProductionError, QlangchainError
 
-from qlangchain.errors import ArtifactError, CorruptFileError, DiskFullError
+if TYPE_CHECKING:
+    from qlangchain.artifacts.housekeeping import Checked, Swept
 
 logger = logging.getLogger(__name__)
 
-_CHUNK: Final = 4 * 1024 * 1024
-_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_LOCK_SECONDS: Final = 3600.0  # making an artifact takes minutes; who waits longer waits for a stopped process
+_MAKING_SECONDS: Final = 3600.0  # making an artifact takes minutes; who waits longer waits for a stopped process
+_NAMING_SECONDS: Final = 60.0  # names are linked in milliseconds
+_FIELDS: Final = {entry.name for entry in fields(Manifest)} - {"id", "kind", "key", "files", "created", "sdk"}
 
 
-class Store:
-    """A directory of artifacts that any number of threads and processes may use at once."""
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An artifact of the store: its manifest, and the directory that holds its files under their real names."""
 
-    def __init__(self, root: Path) -> None:
-        """Nothing is created before it is needed."""
-        self.root = root
+    manifest: Manifest
+    directory: Path
 
-    def digest(self, path: Path) -> str:
-        """Return the SHA-256 of a file in hex, remembered as long as the file looks untouched.
+    @property
+    def id(self) -> str:
+        """The artifact's id, 64 hex digits."""
+        return self.manifest.id
 
-        Raises:
-            CorruptFileError: the file cannot be read to its end.
+    @property
+    def path(self) -> Path:
+        """What an engine is given: the file, the first of a split GGUF, or the directory of a checkpoint."""
+        names = sorted(file.name for file in self.manifest.files)
+        if len(names) == 1 or all(name.lower().endswith(".gguf") for name in names):
+            return self.directory / names[0]
+        return self.directory
 
-        """
-        path = path.resolve()
-        try:
-            stamp = _stamp(path)
-            note = self._note(path)
-            known = _read_json(note)
-            if known.get("stamp") == stamp and isinstance(known.get("sha256"), str):
-                return str(known["sha256"])
-            digest = sha256(path)
-        except OSError as error:
-            raise CorruptFileError(f"{path} cannot be read: {error.strerror}.", hint="Check the file.") from error
-        with contextlib.suppress(OSError):  # a store that cannot be written costs time, not correctness
-            _write_json(note, {"path": str(path), "stamp": stamp, "sha256": digest})
-        return digest
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of a single file, or of the names and digests of several."""
+        return self.manifest.digest
 
-    def _note(self, path: Path) -> Path:
-        return self.root / "digests" / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"
+    @property
+    def size_bytes(self) -> int:
+        """The bytes of all its files."""
+        return self.manifest.size_bytes
 
-    def find(self, key: str) -> tuple[Path, str] | None:
-        """Return (path, digest) of what was made under `key`, or None where it is missing or its bytes changed."""
-        manifest = self._manifest(key)
-        made = _read_json(manifest)
-        digest = made.get("sha256")
-        if not isinstance(digest, str):
+
+class Store(Blobs):
+    """A directory of artifacts that any number of threads, processes and containers may use at once.
+
+    A store that cannot be written gives what it has. Everything that changes which names there are holds the lock
+    "store" while it does, and no longer than that takes.
+    """
+
+    def get(self, id: str) -> Stored | None:
+        """Return an artifact whose files are all there and verified, or None; nothing is read again without need."""
+        manifest = self.manifest(id)
+        return self._ready(manifest) if manifest else None
+
+    def manifest(self, id: str) -> Manifest | None:
+        """Read the manifest of an artifact, whatever became of its files. A damaged one is set aside, a miss."""
+        if not isinstance(id, str) or not manifests.SHA256.fullmatch(id):
             return None
-        blob = self._blob(digest)
+        path = self._manifest_path(id)
         try:
-            stamp = _stamp(blob)
-            if stamp != made.get("stamp"):
-                if sha256(blob) != digest:
-                    return None
-                # Copied or touched, and whole: the next call need not read it all again.
-                with contextlib.suppress(OSError):
-                    _write_json(manifest, {**made, "stamp": stamp})
+            content = load_json(path)
+            if manifests.is_newer(content):
+                return None  # a later version of qlangchain uses this store as well
+            found = manifests.parse(content)
+            if found.id == id:
+                return found
+            why = "it belongs to another artifact"
         except OSError:
             return None
-        return blob, digest
+        except (ValueError, CorruptFileError) as error:
+            why = str(error)
+        with contextlib.suppress(ArtifactError):
+            self.quarantine(path, why)
+        return None
 
-    def make(self, key: str, about: Mapping[str, Any], write: Callable[[Path], object]) -> tuple[Path, str]:
-        """Return what is stored under `key`; where there is nothing, have `write` fill a file and publish it.
+    def manifests(self) -> Iterator[Manifest]:
+        """Every manifest that can be read, by id, whatever became of the files."""
+        try:
+            paths = sorted((self.root / "artifacts").glob("*.json"))
+        except OSError:
+            return
+        for path in paths:
+            if found := self.manifest(path.stem):
+                yield found
 
-        `about` goes into the manifest. Other processes that want the same key wait for the first. When `write`
-        raises, or the process is killed, nothing is published.
+    def find(
+        self, repo: str, *, revision: str | None = None, commit: str | None = None, format: str | None = None
+    ) -> list[Stored]:
+        """Return the artifacts of a hub repository that are here and verified, the newest first. None means any."""
+        wanted = [
+            found
+            for found in self.manifests()
+            if found.repo == repo
+            and (revision is None or revision in (found.revision, found.commit))
+            and (commit is None or found.commit == commit)
+            and (format is None or (found.format or "").upper() == format.upper())
+        ]
+        wanted.sort(key=lambda found: (found.created, found.id), reverse=True)
+        return [ready for found in wanted if (ready := self._ready(found))]
+
+    def resolve(self, asked: str, *, revision: str | None = None, format: str | None = None) -> Stored | None:
+        """Return what the same words led to before (see `remember`), or None. No network is used."""
+        path, words = self._ref(asked, revision, format)
+        note = read_json(path)
+        if note.get("asked") != words or not isinstance(note.get("id"), str):
+            return None
+        return self.get(note["id"])
+
+    def remember(
+        self, asked: str, id: str, *, revision: str | None = None, format: str | None = None, renew: bool = True
+    ) -> None:
+        """Let `resolve` lead from these words to the artifact `id` from now on.
+
+        `asked` is the model as the user wrote it, which need not be the repository that the files came from.
+        Without `renew` what was remembered before stays.
+        """
+        path, words = self._ref(asked, revision, format)
+        if not renew and self.resolve(asked, revision=revision, format=format):
+            return
+        try:
+            write_json(path, {"asked": words, "id": id})
+        except OSError as error:
+            raise unwritable(self.root, error) from error
+
+    def add(self, manifest: Manifest, blobs: Mapping[str, Path] | None = None, *, renew: bool = True) -> Stored:
+        """Enter an artifact: its names are linked, then its manifest is written. The blobs come first.
+
+        `blobs` maps file names to files whose bytes have been hashed and that are to be published here; what it
+        leaves out is here already, by `publish_blob`. From now on `resolve` leads from the repository, its revision
+        and the format to this artifact; without `renew` only where it led nowhere before.
 
         Raises:
-            DiskFullError: the disk is full; the half-written file is gone.
-            ArtifactError: another process has held the lock for an hour.
+            ArtifactError: a blob is not here, or the store cannot be written (DiskFullError: no room).
 
         """
-        found = self.find(key)  # without the lock: a store that cannot be written gives what it has
+        by_name = {file.name: file for file in manifest.files}
+        for name, path in (blobs or {}).items():
+            if path != self.path_of(by_name[name].sha256):
+                self.publish_blob(path, by_name[name].sha256)
+        with self.naming():
+            for file in manifest.files:
+                blob = self.blob(file.sha256)
+                if blob is None:
+                    raise ArtifactError(
+                        f"{file.name} of {manifest.model or manifest.repo or manifest.id} is not in the store.",
+                        hint="Call again: it was removed or damaged while the other files came.",
+                    )
+                if blob.stat().st_size != file.size_bytes:
+                    raise CorruptFileError(f"{file.name} does not have {file.size_bytes} bytes.", hint="Call again.")
+            try:
+                self._link(manifest)
+                write_json(self._manifest_path(manifest.id), manifest.to_dict(), indent=1)
+                if manifest.repo:
+                    for revision in {manifest.revision, manifest.commit}:
+                        self.remember(
+                            manifest.repo, manifest.id, revision=revision, format=manifest.format, renew=renew
+                        )
+            except OSError as error:
+                raise unwritable(self.root, error) from error
+        return Stored(manifest, self.directory_of(manifest.id))
+
+    def make(
+        self, key: str, about: Mapping[str, Any], write: Callable[[Path], object], *, name: str = "model.gguf"
+    ) -> Stored:
+        """Return what is stored under `key`; where there is nothing, have `write` fill a path and publish that.
+
+        `write` makes a file or a directory at the path it is given, whose last part is `name`. `about` fills the
+        manifest; what is no field of it is kept among the header facts. Other processes that want the same key wait
+        for the first. When `write` raises, or the process is killed, nothing is published.
+
+        Raises:
+            DiskFullError: the disk is full; what was half-written is gone.
+            ProductionError: `write` made nothing, or something other than files and directories.
+            StoreLockedError: another process has held the lock for an hour.
+            ArtifactError: the store cannot be written.
+
+        """
+        fitting = {field: value for field, value in about.items() if field in _FIELDS}
+        facts = {field: value for field, value in about.items() if field not in _FIELDS}
+        draft = Manifest.produced(
+            key=key,
+            files=[StoredFile(name, 0, "0" * 64)],
+            **{**fitting, "header": {**fitting.get("header", {}), **facts}},
+        )  # before any work: what is wrong with the description should not cost an hour
+        id = draft.id
+        found = self.get(id)  # without the lock: a store that cannot be written gives what it has
         if found:
             return found
-        with self._lock(key):
-            found = self.find(key)
+        with self.lock(f"make-{id}", what=f"making {name}", timeout=_MAKING_SECONDS):
+            found = self.get(id)
             if found:
                 return found
-            self._set_aside(key)
-            partial = self.root / "partial" / key
-            shutil.rmtree(partial, ignore_errors=True)
+            work = self.root / "partial" / f"make-{id}"
             try:
-                partial.mkdir(parents=True)
-                target = partial / "artifact.gguf"
-                write(target)
-                return self._publish(key, target, about)
+                shutil.rmtree(work, ignore_errors=True)
+                work.mkdir(parents=True)
+                write(work / name)
+                return self._publish(draft, work / name)
             except OSError as error:
-                raise self._unwritable(error) from error
+                raise unwritable(self.root, error) from error
             finally:
-                shutil.rmtree(partial, ignore_errors=True)
+                shutil.rmtree(work, ignore_errors=True)
 
-    def _set_aside(self, key: str) -> None:
-        """Move what is no longer what was published out of the way. The caller holds the lock."""
-        digest = _read_json(self._manifest(key)).get("sha256")
-        blob = self._blob(str(digest))
-        if not blob.exists():
-            return
-        logger.warning("%s does not hold what was published; it is set aside and made anew", blob.name)
-        quarantine = self.root / "quarantine"
-        try:
-            quarantine.mkdir(parents=True, exist_ok=True)
-            os.replace(blob, quarantine / f"{blob.name}.{os.getpid()}")
-        except OSError as error:
-            raise self._unwritable(error) from error
+    def list(self) -> tuple[Stored, ...]:
+        """Every artifact with a manifest, the newest first; whether its files are whole is `verify`'s question."""
+        found = sorted(self.manifests(), key=lambda manifest: (manifest.created, manifest.id), reverse=True)
+        return tuple(Stored(manifest, self.directory_of(manifest.id)) for manifest in found)
 
-    def _unwritable(self, error: OSError) -> ArtifactError:
-        if error.errno in _FULL:
-            return DiskFullError(
-                f"The disk of {self.root} is full.", hint="Free some room, or set QLANGCHAIN_HOME elsewhere."
-            )
-        return ArtifactError(
-            f"The store at {self.root} cannot be written: {error}.", hint="Set QLANGCHAIN_HOME elsewhere."
-        )
+    def verify(self, ids: Iterable[str] | None = None) -> tuple[Checked, ...]:
+        """Read every byte of these artifacts (default: of all) again; what has changed goes to quarantine."""
+        from qlangchain.artifacts import housekeeping
 
-    def _publish(self, key: str, target: Path, about: Mapping[str, Any]) -> tuple[Path, str]:
-        digest = sha256(target)
-        with target.open("rb+") as file:
-            os.fsync(file.fileno())
-        target.chmod(0o444)
-        blob = self._blob(digest)
-        blob.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(target, blob)
-        _sync_directory(blob.parent)
-        stamp = _stamp(blob)
-        _write_json(self._manifest(key), {**about, "sha256": digest, "stamp": stamp})
-        return blob, digest
+        return housekeeping.verify(self, ids)
 
-    def _manifest(self, key: str) -> Path:
-        return self.root / "made" / f"{key}.json"
+    def remove(self, ids: Iterable[str], *, dry_run: bool = False) -> tuple[Swept, ...]:
+        """Remove artifacts, and the blobs that no other artifact needs; returns what was removed, with sizes."""
+        from qlangchain.artifacts import housekeeping
 
-    def _blob(self, digest: str) -> Path:
-        return self.root / "blobs" / f"{digest}.gguf"
+        return housekeeping.remove(self, ids, dry_run=dry_run)
 
-    @contextlib.contextmanager
-    def _lock(self, key: str) -> Iterator[None]:
-        path = self.root / "locks" / f"{key}.lock"
-        lock, holder = FileLock(path), path.with_suffix(".holder")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=_LOCK_SECONDS)
-        except Timeout:
-            pid = _read_json(holder).get("pid", "unknown")
-            raise ArtifactError(
-                f"Process {pid} has been making the same artifact for an hour.",
-                hint="If it hangs, end it and call again.",
-            ) from None
-        except OSError as error:
-            raise self._unwritable(error) from error
-        try:
-            with contextlib.suppress(OSError):  # it only names who is at work
-                _write_json(holder, {"pid": os.getpid()})
-            yield
-        finally:
-            holder.unlink(missing_ok=True)
-            lock.release()
+    def gc(self, *, dry_run: bool = False, older_than: float = 86400.0) -> tuple[Swept, ...]:
+        """Remove what nothing refers to and nobody is working on; returns what was removed, with sizes.
+
+        `older_than` is in seconds: what is younger may belong to work that is under way.
+        """
+        from qlangchain.artifacts import housekeeping
+
+        return housekeeping.gc(self, dry_run=dry_run, older_than=older_than)
+
+    def adopt(self, digest: str, size: int) -> Path | None:
+        """Take a file from the Hugging Face cache of this machine; see `adopt.adopt`."""
+        from qlangchain.artifacts import adopt
+
+        return adopt.adopt(self, digest, size)
+
+    def naming(self) -> AbstractContextManager[None]:
+        """Hold the lock under which names of artifacts come and go."""
+        return self.lock("store", what="changing the names in the store", timeout=_NAMING_SECONDS)
+
+    def directory_of(self, id: str) -> Path:
+        """Where the files of an artifact have their real names."""
+        return self.root / "artifacts" / id
+
+    def _manifest_path(self, id: str) -> Path:
+        return self.root / "artifacts" / f"{id}.json"
+
+    def _ready(self, manifest: Manifest) -> Stored | None:
+        """The artifact with every blob trusted and every name leading to its blob; None where that cannot be."""
+        for file in manifest.files:
+            blob = self.blob(file.sha256)
+            if blob is None:
+                return None
+            name = self.directory_of(manifest.id) / file.name
+            if _same(name, blob):
+                continue
+            try:
+                with self.naming():
+                    self._link(manifest)
+            except (OSError, QlangchainError):
+                # A copy of a store, which cannot be written: its names may be files of their own.
+                if not name.is_file() or self.digest(name) != file.sha256:
+                    return None
+        return Stored(manifest, self.directory_of(manifest.id))
+
+    def _link(self, manifest: Manifest) -> None:
+        """Give every blob its real name: a hard link, or a symbolic one where the file system has none."""
+        directory = self.directory_of(manifest.id)
+        for file in manifest.files:
+            name, blob = directory / file.name, self.path_of(file.sha256)
+            if _same(name, blob):
+                continue
+            name.parent.mkdir(parents=True, exist_ok=True)
+            new = directory / f".{hashlib.sha256(file.name.encode()).hexdigest()[:16]}.new"
+            new.unlink(missing_ok=True)
+            try:
+                os.link(blob, new)
+            except OSError:
+                new.symlink_to(os.path.relpath(blob, name.parent))
+            os.replace(new, name)
+        sync_directory(directory)
+
+    def _publish(self, draft: Manifest, target: Path) -> Stored:
+        files: dict[str, Path] = {}
+        stored = []
+        for path in _walk(target):
+            own_inode(path)
+            name = path.relative_to(target).as_posix() if target.is_dir() else target.name
+            stored.append(StoredFile(name, stamp(path)[0], sha256(path)))
+            files[name] = path
+        manifests.check_names(files)
+        return self.add(replace(draft, files=tuple(stored)), files)
+
+    def _ref(self, asked: str, revision: str | None, format: str | None) -> tuple[Path, dict[str, str | None]]:
+        words = {"model": asked, "revision": revision, "format": format.upper() if format else None}
+        name = hashlib.sha256(json.dumps(words).encode()).hexdigest()[:32]
+        return self.root / "refs" / f"{name}.json", words
 
 
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hex, read in chunks."""
-    sum = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            sum.update(chunk)
-    return sum.hexdigest()
-
-
-def _stamp(path: Path) -> list[int]:
-    """What changes when a file is replaced or written to: size in bytes, time in ns, inode."""
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+def _same(name: Path, blob: Path) -> bool:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        return name.samefile(blob)
+    except OSError:
+        return False
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Two threads may write the same note, and none may publish what the other is still writing.
-    partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(content, file, ensure_ascii=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    with contextlib.suppress(OSError):  # some systems cannot open a directory; the rename itself is still atomic
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _walk(target: Path) -> list[Path]:
+    """Every file of what was made, sorted; raises ProductionError where there are others, or none."""
+    files = []
+    found = [target, *sorted(target.rglob("*"))] if os.path.lexists(target) else []
+    for path in found:
+        mode = path.lstat().st_mode
+        if stat.S_ISREG(mode):
+            files.append(path)
+        elif not stat.S_ISDIR(mode):
+            raise ProductionError(f"{path.name} is no regular file.", hint="Only files and directories are stored.")
+    if not files:
+        raise ProductionError("Nothing was made.", hint="This is a fault of qlangchain; please report it.")
+    return files

@@ -1,28 +1,38 @@
-"""The store: whole or not at all, once, and in any number of threads and processes."""
+"""The store: whole or not at all, once, under real names, and trusted only while it looks untouched."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import logging
 import os
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from unit.storing import COMMIT, add, forget, manifest_of, overwrite, publish
 
+from qlangchain.artifacts import blobs as blobs_module
 from qlangchain.artifacts import store as store_module
-from qlangchain.artifacts.store import Store, sha256
-from qlangchain.errors import ArtifactError, CorruptFileError, DiskFullError, ProductionError
+from qlangchain.artifacts.atomic import read_json, sha256, write_json
+from qlangchain.artifacts.manifest import Manifest, StoredFile
+from qlangchain.artifacts.store import Store
+from qlangchain.errors import (
+    ArtifactError,
+    CorruptFileError,
+    DiskFullError,
+    InvalidInputError,
+    ProductionError,
+    StoreLockedError,
+    UnsafeSourceError,
+)
+from qlangchain.types import Method, Origin
 
 KEY = "0123abcd"
 BYTES = b"GGUF and the rest"
+DIGEST = hashlib.sha256(BYTES).hexdigest()
+GIT = hashlib.sha1(b"blob %d\0" % len(BYTES) + BYTES).hexdigest()
 WAIT = 30.0  # seconds; only a failing test waits so long
 
 
@@ -47,50 +57,372 @@ def never(target: Path) -> None:
     raise AssertionError("this is in the store already")
 
 
-def files(store: Store) -> set[str]:
-    """The files of the store by their directories, without the locks."""
+def places(store: Store) -> set[str]:
+    """The directories of the store that hold files, without notes and locks."""
     found = (path.relative_to(store.root) for path in store.root.rglob("*") if path.is_file())
-    return {path.parts[0] for path in found} - {"locks"}
+    return {path.parts[0] for path in found} - {"locks", "digests"}
 
 
-# Publishing.
+# Blobs.
 
 
 def test_nothing_is_created_before_it_is_needed(store: Store) -> None:
-    assert store.find(KEY) is None
+    assert store.blob(DIGEST) is None
+    assert store.known(GIT) is None
+    assert store.get("a" * 64) is None
+    assert store.find("org/name") == []
+    assert store.resolve("org/name") is None
+    assert store.list() == ()
+    assert store.free_bytes() > 0
     assert not store.root.exists()
 
 
-def test_an_artifact_is_named_by_its_bytes(store: Store) -> None:
-    path, digest = store.make(KEY, {"format": "Q8_0"}, writes())
-    assert digest == hashlib.sha256(BYTES).hexdigest()
-    assert path == store.root / "blobs" / f"{digest}.gguf"
+def test_a_blob_is_named_by_its_bytes_and_read_only(store: Store) -> None:
+    path = publish(store, BYTES, also=GIT)
+    assert path == store.root / "blobs" / DIGEST
     assert path.read_bytes() == BYTES
-    assert path.stat().st_mode & 0o222 == 0
-    assert store.find(KEY) == (path, digest)
-    about = json.loads((store.root / "made" / f"{KEY}.json").read_text())
-    assert (about["format"], about["sha256"]) == ("Q8_0", digest)
-    assert files(store) == {"blobs", "made"}
+    assert path.stat().st_mode & 0o777 == 0o444
+    assert store.blob(DIGEST) == store.known(DIGEST) == store.known(GIT) == path
+    assert not list((store.root / "partial").iterdir())
+
+
+def test_a_blob_is_published_once(store: Store) -> None:
+    inode = publish(store, BYTES).stat().st_ino
+    assert publish(store, BYTES).stat().st_ino == inode
+    assert not list((store.root / "partial").iterdir())
+
+
+def test_bytes_that_another_name_leads_to_are_copied(store: Store, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_bytes(BYTES)
+    os.link(mine, store.partial(DIGEST))
+    path = store.publish_blob(store.partial(DIGEST), DIGEST)
+    mine.write_bytes(b"changed")
+    assert path.read_bytes() == BYTES
+    assert mine.stat().st_mode & 0o200
+
+
+@pytest.mark.parametrize("kind", ["directory", "link"])
+def test_only_regular_files_are_published(store: Store, tmp_path: Path, kind: str) -> None:
+    partial = store.partial(DIGEST)
+    if kind == "link":
+        (tmp_path / "mine").write_bytes(BYTES)
+        partial.symlink_to(tmp_path / "mine")
+    else:
+        partial.mkdir()
+    with pytest.raises(UnsafeSourceError):
+        store.publish_blob(partial, DIGEST)
+    assert store.blob(DIGEST) is None
+
+
+HOSTILE = [
+    "", "..", "../" * 3 + "etc/passwd", "/etc/passwd", "A" * 64, "g" * 64, "a" * 63, "a" * 65, "a" * 41, "a" * 39,
+    "a" * 64 + "\n", "a" * 40 + "/", "\0" * 64, "．" * 64, "a" * 32 + "/../" + "a" * 28, "٠" * 64, None, 5,
+    b"a" * 64, ("a" * 64,), ".." + "a" * 62, "C:" + "a" * 62, "a" * 62 + "\\x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("digest", HOSTILE, ids=repr)
+def test_a_hostile_digest_never_becomes_a_path(store: Store, tmp_path: Path, digest: str) -> None:
+    partial = tmp_path / "partial"
+    partial.write_bytes(BYTES)
+    for call in (
+        lambda: store.blob(digest),
+        lambda: store.known(digest),
+        lambda: store.partial(digest),
+        lambda: store.publish_blob(partial, digest),
+        lambda: store.adopt(digest, 5),
+    ):
+        with pytest.raises(UnsafeSourceError):
+            call()
+    if digest is not None:
+        with pytest.raises(UnsafeSourceError):
+            store.publish_blob(partial, DIGEST, also=digest)
+    assert store.get(digest) is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["partial"]
+
+
+@pytest.mark.parametrize("content", [b"GGUF and the rust", b"", BYTES + b"\x00"])
+def test_a_blob_that_changed_goes_to_quarantine(store: Store, caplog: pytest.LogCaptureFixture, content: bytes) -> None:
+    path = publish(store, BYTES)
+    overwrite(path, content)
+    with caplog.at_level(logging.WARNING):
+        assert store.blob(DIGEST) is None
+    assert DIGEST in caplog.text
+    aside = [entry for entry in (store.root / "quarantine").iterdir() if entry.suffix != ".json"]
+    assert [entry.read_bytes() for entry in aside] == [content]
+    why = read_json(aside[0].with_name(aside[0].name + ".why.json"))["why"]
+    assert hashlib.sha256(content).hexdigest() in why
+    assert publish(store, BYTES).read_bytes() == BYTES
+
+
+def test_a_blob_is_read_again_only_when_it_looks_touched(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = publish(store, BYTES)
+    forget()
+    read = count_reading(monkeypatch)
+    assert store.blob(DIGEST) == path
+    assert read == []
+    for touch in (lambda: os.utime(path, ns=(1, 1)), lambda: path.chmod(0o644)):
+        read.clear()
+        touch()
+        forget()
+        assert store.blob(DIGEST) == path
+        assert store.blob(DIGEST) == path
+        assert read == [path]
+        assert path.stat().st_mode & 0o777 == 0o444
+    assert store.blob(DIGEST, afresh=True) == path
+    assert read == [path, path]
+
+
+def test_a_change_behind_an_unchanged_stamp_is_found_by_verifying(store: Store) -> None:
+    path = publish(store, BYTES)
+    stat = path.stat()
+    overwrite(path, BYTES[::-1])
+    path.chmod(0o444)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert store.blob(DIGEST) == path
+    (checked,) = store.verify()
+    assert (checked.state, checked.size_bytes) == ("changed", len(BYTES))
+    assert store.blob(DIGEST) is None
+
+
+def test_a_link_in_the_place_of_a_blob_is_none(store: Store, tmp_path: Path) -> None:
+    path = publish(store, BYTES)
+    (tmp_path / "mine").write_bytes(BYTES)
+    path.unlink()
+    path.symlink_to(tmp_path / "mine")
+    assert store.blob(DIGEST) is None
+    assert publish(store, BYTES).is_symlink() is False
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"sha256": 5}', '{"sha256": "../../x"}', "[" * 100_000, "\x00"])
+def test_a_damaged_note_of_gits_digest_is_a_miss(store: Store, content: str) -> None:
+    publish(store, BYTES, also=GIT)
+    (store.root / "git" / f"{GIT}.json").write_text(content)
+    assert store.known(GIT) is None
+
+
+def test_quarantine_takes_what_is_gone_for_granted(store: Store) -> None:
+    store.quarantine(store.partial(DIGEST), "it is not there")
+    assert places(store) == set()
+
+
+# Locks.
+
+
+def test_a_lock_names_its_holder(store: Store) -> None:
+    with store.lock(DIGEST, what="fetching model.gguf", timeout=1):
+        with pytest.raises(StoreLockedError, match=f"Process {os.getpid()} has been fetching model.gguf") as caught:
+            store.lock(DIGEST, what="fetching it too", timeout=0.05).__enter__()
+        assert caught.value.is_retryable
+        with store.lock("another", what="something else", timeout=0):
+            pass
+    with store.lock(DIGEST, what="fetching it too", timeout=0):
+        pass
+
+
+@pytest.mark.parametrize("name", ["", ".", "../x", "a/b", "a\0", "x" * 200, "é"])
+def test_a_lock_needs_a_plain_name(store: Store, name: str) -> None:
+    with pytest.raises(InvalidInputError):
+        store.lock(name, what="x", timeout=0).__enter__()
+    assert not store.root.exists()
+
+
+# Artifacts.
+
+
+def test_an_artifact_has_its_files_under_their_names(store: Store) -> None:
+    files = {"model-00001-of-00002.gguf": b"one", "model-00002-of-00002.gguf": b"two"}
+    stored = add(store, files, format="Q4_K_M", method=Method.GGUF, licence="apache-2.0", header={"layers": 4})
+    assert {path.name: path.read_bytes() for path in stored.directory.iterdir()} == files
+    assert stored.path == stored.directory / "model-00001-of-00002.gguf"
+    assert stored.size_bytes == 6
+    assert all(path.stat().st_nlink == 2 for path in stored.directory.iterdir())
+    forget()
+    again = Store(store.root).get(stored.id)
+    assert again == stored
+    assert again.manifest.licence == "apache-2.0" and again.manifest.header == {"layers": 4}
+    assert store.list() == (stored,)
+
+
+def test_sub_folders_are_kept_and_a_checkpoint_is_its_directory(store: Store) -> None:
+    stored = add(store, {"config.json": b"{}", "sub/model.safetensors": b"weights"})
+    assert stored.path == stored.directory
+    assert (stored.path / "sub" / "model.safetensors").read_bytes() == b"weights"
+    single = add(store, {"Q4_0/model.gguf": b"alone"})
+    assert single.path == single.directory / "Q4_0" / "model.gguf"
+    assert single.digest == hashlib.sha256(b"alone").hexdigest()
+    assert stored.digest not in (single.digest, stored.id)
+
+
+def test_equal_files_are_kept_once(store: Store) -> None:
+    one = add(store, {"a.gguf": BYTES})
+    two = add(store, {"b.gguf": BYTES}, repo="other/name")
+    assert one.id != two.id
+    assert one.digest == two.digest == DIGEST
+    assert len(list((store.root / "blobs").iterdir())) == 1
+
+
+def test_where_links_cannot_be_symbolic_ones_do(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*_: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", no_links)
+    stored = add(store, {"sub/model.gguf": BYTES})
+    assert stored.path.is_symlink()
+    assert stored.path.read_bytes() == BYTES
+    assert not stored.path.readlink().is_absolute()
+    assert store.get(stored.id) == stored
+
+
+def test_names_that_lack_or_lead_elsewhere_are_linked_anew(store: Store) -> None:
+    stored = add(store, {"a.gguf": BYTES, "b.gguf": b"b"})
+    (stored.directory / "a.gguf").unlink()
+    (stored.directory / "b.gguf").unlink()
+    (stored.directory / "b.gguf").write_bytes(b"something else")
+    assert store.get(stored.id) == stored
+    assert (stored.directory / "a.gguf").read_bytes() == BYTES
+    assert (stored.directory / "b.gguf").read_bytes() == b"b"
+
+
+def test_a_blob_that_was_replaced_is_reached_by_its_name(store: Store) -> None:
+    stored = add(store, {"a.gguf": BYTES})
+    overwrite(stored.path, b"changed through its name")
+    assert store.get(stored.id) is None
+    publish(store, BYTES)
+    assert store.get(stored.id) == stored
+    assert stored.path.read_bytes() == BYTES
+
+
+def test_what_is_not_whole_is_not_added(store: Store) -> None:
+    with pytest.raises(ArtifactError, match="is not in the store"):
+        store.add(manifest_of({"a.gguf": BYTES}))
+    publish(store, BYTES)
+    lying = Manifest.downloaded(repo="org/name", commit=COMMIT, files=[StoredFile("a.gguf", 5, DIGEST)])
+    with pytest.raises(CorruptFileError):
+        store.add(lying)
+    assert store.list() == ()
+
+
+def test_files_can_be_published_and_added_at_once(store: Store, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_bytes(BYTES)
+    stored = store.add(manifest_of({"a.gguf": BYTES}), {"a.gguf": mine})
+    assert stored.path.read_bytes() == BYTES
+    assert store.add(manifest_of({"a.gguf": BYTES}), {"a.gguf": store.path_of(DIGEST)}) == stored
+
+
+def test_finding_by_repository_revision_commit_and_format(store: Store) -> None:
+    old = add(store, {"a.gguf": b"old"}, revision="main", format="Q4_0", created="2026-01-01T00:00:00+00:00")
+    new = add(store, {"a.gguf": b"new"}, revision="main", format="Q8_0", commit="d" * 40)
+    assert store.find("org/name") == [new, old]
+    assert store.find("org/name", format="q4_0") == [old]
+    assert store.find("org/name", commit="d" * 40) == store.find("org/name", revision="d" * 40) == [new]
+    assert store.find("org/name", revision="main", format="Q8_0") == [new]
+    assert store.find("org/other") == store.find("org/name", revision="v1") == []
+    store.path_of(hashlib.sha256(b"new").hexdigest()).unlink()
+    assert store.find("org/name") == [old]
+
+
+def test_what_was_asked_before_is_known_without_a_network(store: Store) -> None:
+    stored = add(store, {"a.gguf": BYTES}, revision="main", format="Q4_0")
+    assert store.resolve("org/name", revision="main", format="q4_0") == stored
+    assert store.resolve("org/name", revision=COMMIT, format="Q4_0") == stored
+    assert store.resolve("org/name", revision="main") is None
+    store.remember("Base/Model", stored.id, format="Q4_0")
+    assert store.resolve("Base/Model", format="Q4_0") == stored
+    moved = add(store, {"a.gguf": b"newer"}, revision="main", format="Q4_0", commit="d" * 40)
+    assert store.resolve("org/name", revision="main", format="Q4_0") == moved
+    assert store.resolve("org/name", revision=COMMIT, format="Q4_0") == stored
+    store.remember("Base/Model", moved.id, format="Q4_0", renew=False)
+    assert store.resolve("Base/Model", format="Q4_0") == stored
+
+
+@pytest.mark.parametrize("asked", ["../../x", "a\0b", "\ud800", "x" * 10_000, ""])
+def test_any_words_can_be_remembered(store: Store, asked: str) -> None:
+    stored = add(store, {"a.gguf": BYTES})
+    store.remember(asked, stored.id)
+    assert store.resolve(asked) == stored
+
+
+def test_a_damaged_reference_is_a_miss(store: Store) -> None:
+    stored = add(store, {"a.gguf": BYTES}, revision="main", format="Q4_0")
+    for note in (store.root / "refs").iterdir():
+        for content in ("", "[]", "{", '{"id": 5}', '{"id": "../../x"}', f'{{"id": "{stored.id}"}}', "[" * 100_000):
+            note.write_text(content)
+            assert store.resolve("org/name", revision="main", format="Q4_0") in (None, stored)
+    assert store.resolve("org/name", revision="main", format="Q4_0") is None
+
+
+# Making.
+
+
+def test_what_is_made_is_described(store: Store) -> None:
+    about = {"format": "Q8_0", "method": Method.GGUF, "model": "tiny", "tool": "t", "group_size": 128}
+    stored = store.make(KEY, about, writes(), name="tiny-Q8_0.gguf")
+    assert stored.path == stored.directory / "tiny-Q8_0.gguf"
+    assert stored.path.read_bytes() == BYTES
+    assert stored.digest == DIGEST
+    manifest = store.manifest(stored.id)
+    assert manifest and (manifest.kind, manifest.format, manifest.tool) == (Origin.PRODUCED, "Q8_0", "t")
+    assert manifest.header == {"group_size": 128}
+    assert places(store) == {"blobs", "artifacts"}
 
 
 def test_what_is_there_is_not_made_again(store: Store) -> None:
     made = store.make(KEY, {}, writes())
     assert store.make(KEY, {}, never) == made
+    forget()
     assert Store(store.root).make(KEY, {}, never) == made
 
 
-def test_two_keys_with_the_same_bytes_share_them(store: Store) -> None:
-    assert store.make("a", {}, writes()) == store.make("b", {}, writes())
-    assert store.make("a", {}, never) == store.make("b", {}, never)
-    assert len(list((store.root / "blobs").iterdir())) == 1
+def test_a_directory_can_be_made(store: Store) -> None:
+    def write(target: Path) -> None:
+        (target / "sub").mkdir(parents=True)
+        (target / "config.json").write_bytes(b"{}")
+        (target / "sub" / "model.safetensors").write_bytes(BYTES)
+
+    stored = store.make(KEY, {"method": Method.GPTQ}, write, name="tiny-GPTQ")
+    assert stored.path == stored.directory
+    assert sorted(file.name for file in stored.manifest.files) == ["config.json", "sub/model.safetensors"]
+    assert (stored.path / "sub" / "model.safetensors").read_bytes() == BYTES
+    assert store.make(KEY, {}, never, name="tiny-GPTQ") == stored
 
 
-def test_a_manifest_that_cannot_be_read_is_no_manifest(store: Store) -> None:
-    store.make(KEY, {}, writes())
-    for content in ("", "{", "[1]", '{"sha256": 5}', '{"sha256": "../../etc/passwd"}', "\x00"):
-        (store.root / "made" / f"{KEY}.json").write_text(content)
-        assert store.find(KEY) is None
-    assert store.make(KEY, {}, writes())[0].read_bytes() == BYTES
+@pytest.mark.parametrize("kind", ["nothing", "empty directory", "link", "pipe", "link to a directory"])
+def test_only_files_are_made(store: Store, tmp_path: Path, kind: str) -> None:
+    def write(target: Path) -> None:
+        if kind == "empty directory":
+            target.mkdir()
+        elif kind == "link":
+            target.mkdir()
+            (target / "passwd").symlink_to("/etc/passwd")
+        elif kind == "link to a directory":
+            target.symlink_to(tmp_path)
+        elif kind == "pipe":
+            os.mkfifo(target)
+
+    with pytest.raises(ProductionError):
+        store.make(KEY, {}, write)
+    assert places(store) == set()
+    assert list((store.root / "partial").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "about", "name"),
+    [
+        ("../x", {}, "a.gguf"), ("", {}, "a.gguf"), ("A", {}, "a.gguf"), ("a" * 200, {}, "a.gguf"),
+        ("a", {"format": 5}, "a.gguf"), ("a", {"model": "\ud800"}, "a.gguf"), ("a", {"x": object()}, "a.gguf"),
+        ("a", {"x": float("nan")}, "a.gguf"), ("a", {"bits": -1}, "a.gguf"), ("a", {"method": "magic"}, "a.gguf"),
+        ("a", {}, "../a"), ("a", {}, "/a"), ("a", {}, ""), ("a", {}, "a\0"), ("a", {}, "con.gguf"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_described_is_refused_before_the_work(
+    store: Store, key: str, about: dict[str, object], name: str
+) -> None:
+    with pytest.raises((InvalidInputError, UnsafeSourceError)):
+        store.make(key, about, never, name=name)
+    assert not store.root.exists()
 
 
 def test_nobody_sees_half_an_artifact(store: Store) -> None:
@@ -98,15 +430,20 @@ def test_nobody_sees_half_an_artifact(store: Store) -> None:
 
     def write(target: Path) -> None:
         target.write_bytes(BYTES[:5])
-        seen.append(store.find(KEY))
-        seen.append(files(store))
+        seen.append(store.list())
+        seen.append(places(store))
         target.write_bytes(BYTES)
 
     store.make(KEY, {}, write)
-    assert seen == [None, {"partial"}]
+    assert seen == [(), {"partial"}]
 
 
-# Failing.
+def test_a_blob_that_changed_is_made_anew(store: Store) -> None:
+    made = store.make(KEY, {}, writes())
+    overwrite(made.path, b"changed")
+    again = store.make(KEY, {}, writes())
+    assert again.path.read_bytes() == BYTES
+    assert again.id == made.id
 
 
 @pytest.mark.parametrize(
@@ -129,15 +466,9 @@ def test_a_maker_that_fails_leaves_nothing(store: Store, error: BaseException, e
     if isinstance(error, OSError):
         assert caught.value.__cause__ is error
         assert "QLANGCHAIN_HOME" in str(caught.value)
-    assert store.find(KEY) is None
-    assert files(store) == set()
-    assert store.make(KEY, {}, writes())[0].read_bytes() == BYTES
-
-
-def test_a_maker_that_writes_nothing_is_an_error(store: Store) -> None:
-    with pytest.raises(ArtifactError):
-        store.make(KEY, {}, lambda target: None)
-    assert files(store) == set()
+    assert store.list() == ()
+    assert places(store) == set()
+    assert store.make(KEY, {}, writes()).path.read_bytes() == BYTES
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -149,102 +480,31 @@ def test_a_disk_that_is_really_full(store: Store) -> None:
     with pytest.raises(DiskFullError) as caught:
         store.make(KEY, {}, write)
     assert str(store.root) in caught.value.message
-    assert files(store) == set()
+    assert places(store) == set()
 
 
-@pytest.mark.parametrize("full", ["holder", "manifest"])
-def test_a_disk_that_is_full_for_our_own_notes(store: Store, monkeypatch: pytest.MonkeyPatch, full: str) -> None:
-    real = store_module._write_json
-
-    def write_json(path: Path, content: Any) -> None:
-        if (path.suffix == ".holder") == (full == "holder"):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(path, content)
-
-    monkeypatch.setattr(store_module, "_write_json", write_json)
-    if full == "holder":  # it only names who is at work
-        assert store.make(KEY, {}, writes())[0].read_bytes() == BYTES
-    else:
-        with pytest.raises(DiskFullError):
-            store.make(KEY, {}, writes())
-        assert store.find(KEY) is None
-
-
-def test_a_note_that_cannot_be_finished_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(TypeError):
-        store_module._write_json(tmp_path / "note.json", {"not JSON": object()})
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("where", ["root", "locks", "lock", "partial", "blobs", "made"])
+@pytest.mark.parametrize("where", ["root", "locks", "partial", "blobs", "artifacts"])
 def test_a_store_that_cannot_be_written(store: Store, where: str) -> None:
     # A file where a directory should be stops even root, whom permissions do not.
-    path = {"root": store.root, "lock": store.root / "locks" / f"{KEY}.lock"}.get(where, store.root / where)
+    path = {"root": store.root}.get(where, store.root / where)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if where == "lock":
-        path.mkdir()
-    else:
-        path.write_text("in the way")
+    path.write_text("in the way")
     with pytest.raises(ArtifactError, match="cannot be written") as caught:
         store.make(KEY, {}, writes())
     assert str(store.root) in caught.value.message
     assert "QLANGCHAIN_HOME" in caught.value.hint
 
 
-def test_a_store_that_cannot_be_written_gives_what_it_has(store: Store) -> None:
+@pytest.mark.parametrize("where", ["digests", "quarantine", "git", "refs"])
+def test_notes_that_cannot_be_written_cost_no_artifact(store: Store, where: str) -> None:
+    store.root.mkdir()
+    (store.root / where).write_text("in the way")
     made = store.make(KEY, {}, writes())
-    for path in (store.root / "locks").iterdir():
-        path.unlink()
-    (store.root / "locks").rmdir()
-    (store.root / "locks").write_text("in the way")
-    assert store.make(KEY, {}, never) == made
-
-
-# Bytes that change.
-
-
-def overwrite(path: Path, content: bytes) -> None:
-    path.chmod(0o644)
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize("content", [b"GGUF and the rust", b"", BYTES + b"\x00"])
-def test_a_blob_that_changed_is_set_aside_and_made_anew(
-    store: Store, caplog: pytest.LogCaptureFixture, content: bytes
-) -> None:
-    path, digest = store.make(KEY, {}, writes())
-    overwrite(path, content)
-    assert store.find(KEY) is None
-    with caplog.at_level(logging.WARNING):
-        assert store.make(KEY, {}, writes()) == (path, digest)
-    assert path.read_bytes() == BYTES
-    assert digest in caplog.text
-    (aside,) = (store.root / "quarantine").iterdir()
-    assert aside.read_bytes() == content
-
-
-def test_looking_does_not_move_anything(store: Store) -> None:
-    path, _ = store.make(KEY, {}, writes())
-    overwrite(path, b"changed")
-    assert store.find(KEY) is None
-    assert path.read_bytes() == b"changed"
-
-
-def test_a_blob_that_is_gone_is_made_anew(store: Store) -> None:
-    path, digest = store.make(KEY, {}, writes())
-    path.unlink()
-    assert store.find(KEY) is None
-    assert store.make(KEY, {}, writes()) == (path, digest)
-    assert not (store.root / "quarantine").exists()
-
-
-def test_a_store_that_was_copied_is_read_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, digest = store.make(KEY, {}, writes())
-    os.utime(path, ns=(1, 1))
-    read = count_reading(monkeypatch)
-    assert store.find(KEY) == (path, digest)
-    assert store.find(KEY) == (path, digest)
-    assert read == [path]
+    assert publish(store, BYTES, also=GIT).read_bytes() == BYTES
+    assert store.get(made.id) == made
+    overwrite(made.path, b"changed")
+    assert store.get(made.id) is None
+    assert store.make(KEY, {}, writes()).path.read_bytes() == BYTES
 
 
 # Digests of files elsewhere.
@@ -257,6 +517,7 @@ def count_reading(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         read.append(path)
         return sha256(path)
 
+    monkeypatch.setattr(blobs_module, "sha256", counting)
     monkeypatch.setattr(store_module, "sha256", counting)
     return read
 
@@ -267,8 +528,9 @@ def test_digests_are_remembered(store: Store, tmp_path: Path, monkeypatch: pytes
     (tmp_path / "link.gguf").symlink_to(file)
     read = count_reading(monkeypatch)
     for path in (file, file, tmp_path / "link.gguf"):
-        assert store.digest(path) == hashlib.sha256(BYTES).hexdigest()
-    assert Store(store.root).digest(file) == hashlib.sha256(BYTES).hexdigest()
+        assert store.digest(path) == DIGEST
+        forget()
+    assert Store(store.root).digest(file) == DIGEST
     assert read == [file.resolve()]
 
 
@@ -289,21 +551,33 @@ def test_digests_follow_the_file(store: Store, tmp_path: Path, change: str) -> N
         assert store.digest(file) == hashlib.sha256(content).hexdigest()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"sha256": 1}', '{"sha256": "x", "stamp": [1, 2, 3]}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"sha256": 1}', '{"sha256": "x", "stamp": [1, 2, 3, 4]}'])
 def test_a_note_that_makes_no_sense_is_not_believed(store: Store, tmp_path: Path, content: str) -> None:
     file = tmp_path / "a.gguf"
     file.write_bytes(BYTES)
     store.digest(file)
     (note,) = (store.root / "digests").iterdir()
     note.write_text(content)
-    assert store.digest(file) == hashlib.sha256(BYTES).hexdigest()
+    forget()
+    assert store.digest(file) == DIGEST
+
+
+def test_names_in_any_encoding_have_digests(store: Store, tmp_path: Path) -> None:
+    file = tmp_path / os.fsdecode(b"a\xff.gguf")
+    try:
+        file.write_bytes(BYTES)
+    except OSError:
+        pytest.skip("this file system has only names in UTF-8")
+    assert store.digest(file) == DIGEST
+    forget()
+    assert store.digest(file) == DIGEST
 
 
 def test_a_store_that_cannot_be_written_still_digests(store: Store, tmp_path: Path) -> None:
     store.root.write_text("in the way")
     file = tmp_path / "a.gguf"
     file.write_bytes(BYTES)
-    assert store.digest(file) == hashlib.sha256(BYTES).hexdigest()
+    assert store.digest(file) == DIGEST
 
 
 def test_what_cannot_be_read_has_no_digest(store: Store, tmp_path: Path) -> None:
@@ -313,138 +587,65 @@ def test_what_cannot_be_read_has_no_digest(store: Store, tmp_path: Path) -> None
         assert str(path) in caught.value.message
 
 
-# Threads and processes.
+# Threads.
+
+
+def together(count: int, work: Callable[[int], object]) -> list[object]:
+    """Do the same in several threads at the same moment; returns what they returned or raised."""
+    barrier, got = threading.Barrier(count), []
+
+    def run(number: int) -> None:
+        barrier.wait(WAIT)
+        try:
+            got.append(work(number))
+        except BaseException as error:
+            got.append(error)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT)
+    return got
 
 
 def test_threads_that_want_the_same_make_it_once(store: Store) -> None:
-    together, written, got = threading.Barrier(8), [], []
+    written = []
 
     def write(target: Path) -> None:
         written.append(target)
         target.write_bytes(BYTES)
 
-    def make() -> None:
-        together.wait(WAIT)
-        got.append(store.make(KEY, {}, write))
-
-    threads = [threading.Thread(target=make) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(WAIT)
+    got = together(8, lambda _: store.make(KEY, {}, write))
     assert len(written) == 1
-    assert len(got) == 8
-    assert len(set(got)) == 1
-    assert files(store) == {"blobs", "made"}
+    assert got == [store.list()[0]] * 8
 
 
-def test_threads_that_digest_the_same_file(store: Store, tmp_path: Path) -> None:
-    file = tmp_path / "a.gguf"
-    file.write_bytes(BYTES)
-    together, got = threading.Barrier(8), []
+def test_threads_that_publish_the_same_blob(store: Store, tmp_path: Path) -> None:
+    def work(number: int) -> Path:
+        partial = tmp_path / str(number)
+        partial.write_bytes(BYTES)
+        return store.publish_blob(partial, DIGEST)
 
-    def digest() -> None:
-        for _ in range(5):
-            together.wait(WAIT)
-            got.append(store.digest(file))
-            together.wait(WAIT)
-            for note in (store.root / "digests").glob("*.json"):
-                note.unlink(missing_ok=True)
-
-    threads = [threading.Thread(target=digest) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(WAIT)
-    assert got == [hashlib.sha256(BYTES).hexdigest()] * 40
-    assert not list((store.root / "digests").glob("*.tmp"))
+    assert together(8, work) == [store.path_of(DIGEST)] * 8
+    assert store.blob(DIGEST, afresh=True)
 
 
 def test_threads_that_write_the_same_note_never_show_half_of_it(tmp_path: Path) -> None:
-    note, together, wrong = tmp_path / "note.json", threading.Barrier(6), []
+    note = tmp_path / "note.json"
 
-    def write(number: int) -> None:
-        together.wait(WAIT)
-        try:
-            for _ in range(10):
-                store_module._write_json(note, {"number": number, "long": "x" * 50_000 * number})
-                assert store_module._read_json(note)
-        except (AssertionError, OSError) as error:
-            wrong.append(error)
+    def work(number: int) -> bool:
+        whole = True
+        for _ in range(10):
+            write_json(note, {"number": number, "long": "x" * 50_000 * number})
+            whole = whole and bool(read_json(note))
+        return whole
 
-    threads = [threading.Thread(target=write, args=(number,)) for number in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(WAIT)
-    assert wrong == []
+    assert together(6, work) == [True] * 6
     assert list(tmp_path.iterdir()) == [note]
 
 
-MAKER = """
-import os, sys, time
-from pathlib import Path
-from qlangchain.artifacts.store import Store
-
-root, how = Path(sys.argv[1]), sys.argv[2]
-
-def write(target):
-    target.write_bytes(b"GGUF and the ")
-    with (root.parent / "written").open("a") as log:
-        log.write(f"{os.getpid()}\\n")
-    print("writing", flush=True)
-    if how == "hang":
-        time.sleep(600)
-    with target.open("ab") as file:
-        file.write(b"rest")
-
-sys.stdin.readline()
-print(Store(root).make("0123abcd", {}, write)[1], flush=True)
-"""
-
-
-def maker(store: Store, how: str = "make") -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", MAKER, str(store.root), how]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-def test_processes_that_want_the_same_make_it_once(store: Store, tmp_path: Path) -> None:
-    processes = [maker(store) for _ in range(3)]
-    for process in processes:
-        assert process.stdin
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    said = [process.communicate(timeout=WAIT)[0].split() for process in processes]
-    assert {lines[-1] for lines in said} == {hashlib.sha256(BYTES).hexdigest()}
-    assert len((tmp_path / "written").read_text().split()) == 1
-    assert files(store) == {"blobs", "made"}
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
-def test_a_kill_in_the_middle_leaves_nothing_and_the_next_try_works(store: Store) -> None:
-    with maker(store, "hang") as process:
-        assert process.stdin and process.stdout
-        process.stdin.write("go\n")
-        process.stdin.flush()
-        assert process.stdout.readline() == "writing\n"
-        process.send_signal(signal.SIGKILL)
-        process.wait(WAIT)
-    assert store.find(KEY) is None
-    assert files(store) == {"partial"}
-    assert store.make(KEY, {}, writes())[0].read_bytes() == BYTES
-    assert files(store) == {"blobs", "made"}
-
-
-def test_who_waits_too_long_is_told_for_whom(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "_LOCK_SECONDS", 0.05)
-    with maker(store, "hang") as process:
-        assert process.stdin and process.stdout
-        process.stdin.write("go\n")
-        process.stdin.flush()
-        assert process.stdout.readline() == "writing\n"
-        try:
-            with pytest.raises(ArtifactError, match=f"Process {process.pid} "):
-                store.make(KEY, {}, never)
-        finally:
-            process.kill()
-            process.wait(WAIT)
+def test_a_note_that_cannot_be_finished_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "note.json", {"not JSON": object()})
+    assert list(tmp_path.iterdir()) == []
