@@ -1,14 +1,17 @@
 """What the machine has: memory, cores and GPUs, as this process may use them, each figure with its source.
 
     __init__.py   detect() and to_dict()
-    overrides.py  QLANGCHAIN_MEMORY, QLANGCHAIN_CORES, QLANGCHAIN_VRAM and parse_size()
+    overrides.py  QLANGCHAIN_MEMORY, _CORES, _VRAM and _BANDWIDTH, and parse_size()
     memory.py     physical memory, cut to the container's share
     cpu.py        usable physical cores, the processor's name and instruction sets
     cgroup.py     the container's limits (cgroup v1 and v2)
     gpu.py        the GPUs of every vendor
     nvidia.py     NVIDIA GPUs and their MIG slices, through NVML
     amd.py        AMD GPUs, through the files of their driver
+    apple.py      Apple chips, through sysctl
     cards.py      which cards CUDA_VISIBLE_DEVICES and its like leave visible
+    disk.py       the room where artifacts are kept
+    bandwidth.py  with_bandwidth(): memory bandwidth, measured once and remembered
     files.py      reading files of /proc and /sys that may be missing, huge or garbage
 
 Nothing heavy is imported before it is needed, and nothing is cached: memory that is free now may not be
@@ -22,12 +25,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qlangchain.hardware import cpu, gpu, memory, overrides
-from qlangchain.hardware.files import one_line
+from qlangchain import settings
+from qlangchain.hardware import bandwidth, cpu, disk, gpu, memory, overrides
+from qlangchain.hardware.bandwidth import with_bandwidth
+from qlangchain.hardware.files import is_live, one_line
 from qlangchain.hardware.overrides import parse_size
 from qlangchain.types import Hardware
 
-__all__ = ["detect", "parse_size", "to_dict"]
+__all__ = ["detect", "parse_size", "to_dict", "with_bandwidth"]
 
 _T = TypeVar("_T")
 
@@ -35,9 +40,11 @@ _T = TypeVar("_T")
 def detect(*, root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> Hardware:
     """Look at this machine, or at the one whose files lie below `root` (a copy, or a test's invention).
 
-    Sizes are in bytes; memory and cores are at least 1. What cannot be read is given as 1 (or as no GPU)
-    and called "not known" in `sources`. Nothing is raised, except `InvalidInputError` for an override that
-    makes no sense. NVML and the platform are always this machine's, whatever `root` is.
+    Sizes are in bytes; memory and cores are at least 1. What cannot be read is given as 1 (or as no GPU, no
+    flags, None) and called "not known" in `sources`. The bandwidth is what an earlier `with_bandwidth` measured;
+    nothing is measured here. Nothing is raised, except `InvalidInputError` for an override that
+    makes no sense. NVML and the platform are always this machine's, whatever `root` is; the disk and what was
+    measured are asked for this machine only.
     """
     wanted = overrides.read(environ)
     sources: dict[str, str] = {}
@@ -62,7 +69,39 @@ def detect(*, root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -
         gpus, sources["gpus"] = _attempt(lambda: gpu.detect(root, environ, total, available), lambda why: ((), why))
 
     name, sources["cpu"] = _attempt(lambda: cpu.describe(root), lambda why: ("", why))
-    return Hardware(memory_total=total, memory_available=available, cores=cores, gpus=gpus, cpu=name, sources=sources)
+    flags, sources["flags"] = _attempt(lambda: cpu.flags(root), lambda why: (frozenset(), why))
+    speed: int | None
+    if wanted.bandwidth is not None:
+        speed, sources["bandwidth_bytes"] = wanted.bandwidth, overrides.BANDWIDTH
+    else:
+        speed, sources["bandwidth_bytes"] = _attempt(
+            lambda: _remembered(root, environ, name, cores), lambda why: (None, why)
+        )
+    free, sources["disk_free"] = _attempt(lambda: _disk(root, environ), lambda why: (None, why))
+    return Hardware(
+        memory_total=total,
+        memory_available=available,
+        cores=cores,
+        gpus=gpus,
+        cpu=name,
+        sources=sources,
+        flags=flags,
+        bandwidth_bytes=speed,
+        disk_free=free,
+    )
+
+
+def _remembered(root: Path, environ: Mapping[str, str], cpu_name: str, cores: int) -> tuple[int | None, str]:
+    if not is_live(root):
+        return None, "not known: another machine's"
+    known, source = bandwidth.remembered(settings.read(environ).store, cpu_name, cores)
+    return (None if known is None else known.bytes_per_second), source
+
+
+def _disk(root: Path, environ: Mapping[str, str]) -> tuple[int | None, str]:
+    if not is_live(root):
+        return None, "not known: another machine's"
+    return disk.free(settings.read(environ).store)
 
 
 def _attempt(detector: Callable[[], _T], fallback: Callable[[str], _T]) -> _T:
@@ -81,6 +120,9 @@ def to_dict(hardware: Hardware) -> dict[str, Any]:
         "memory_available": hardware.memory_available,
         "cores": hardware.cores,
         "cpu": hardware.cpu,
+        "flags": sorted(hardware.flags),
+        "bandwidth_bytes": hardware.bandwidth_bytes,
+        "disk_free": hardware.disk_free,
         "gpus": [
             {
                 "vendor": card.vendor,
@@ -89,6 +131,10 @@ def to_dict(hardware: Hardware) -> dict[str, Any]:
                 "uuid": card.uuid,
                 "total_bytes": card.total_bytes,
                 "free_bytes": card.free_bytes,
+                "compute_capability": card.compute_capability and list(card.compute_capability),
+                "bandwidth_bytes": card.bandwidth_bytes,
+                "bandwidth_source": card.bandwidth_source,
+                "unified": card.unified,
             }
             for card in hardware.gpus
         ],

@@ -13,19 +13,29 @@ import os
 import platform
 from pathlib import Path
 
-from qlangchain.hardware import cgroup
+from qlangchain.hardware import apple, cgroup
 from qlangchain.hardware.files import cpu_list, is_live, one_line, read_fields, read_text
 
 # On a large machine the kernel takes milliseconds per block of /proc/cpuinfo to sample the clock of every
 # CPU; the name and the flags stand in the first block, and only that much is read for them.
 _FIRST_BLOCK = 16 << 10
-# What llama.cpp's kernels are chosen by -> the names that the kernel gives it (arm64 calls neon asimd).
+# What is shown beside the name -> the names that the kernel gives it (arm64 calls neon asimd).
 _INSTRUCTION_SETS = {
     "avx2": {"avx2"},
     "avx512f": {"avx512f"},
     "amx": {"amx_tile", "amx_int8", "amx_bf16"},
     "neon": {"neon", "asimd"},
 }
+# Every set that ggml, oneDNN or vLLM have kernels for, in one spelling -> other spellings: Linux's of arm64, and
+# the end of Apple's sysctl names (hw.optional.arm.FEAT_DotProd).
+_FLAGS: dict[str, set[str]] = {
+    "sse4_2": set(), "avx": set(), "f16c": set(), "fma": set(), "avx2": set(), "avx_vnni": set(),
+    "avx512f": set(), "avx512bw": set(), "avx512vl": set(), "avx512vbmi": {"avx512_vbmi"}, "avx512_vnni": set(),
+    "avx512_bf16": set(), "avx512_fp16": set(), "amx_tile": set(), "amx_int8": set(), "amx_bf16": set(),
+    "neon": {"asimd", "advsimd"}, "fp16": {"asimdhp", "feat_fp16"}, "dotprod": {"asimddp", "feat_dotprod"},
+    "i8mm": {"feat_i8mm"}, "bf16": {"feat_bf16"}, "sve": set(), "sve2": set(), "sme": {"feat_sme"},
+    "rvv": {"zve64x"}, "vsx": set(),
+}  # fmt: skip
 
 
 def cores(root: Path) -> tuple[int, str]:
@@ -100,6 +110,23 @@ def _asked(root: Path) -> tuple[int, str]:
         if count:
             return max(1, int(count)), "psutil, physical cores"
     return max(1, os.cpu_count() or 1), "os.cpu_count; which of them share a core is not known"
+
+
+def flags(root: Path) -> tuple[frozenset[str], str]:
+    """Return the instruction sets that engines have kernels for, such as {"avx2", "avx512_vnni"}, and the source.
+
+    They are read, not probed: /proc/cpuinfo on Linux, sysctl on macOS, and nothing where neither is there.
+    """
+    fields = _fields(read_text(root / "proc/cpuinfo", _FIRST_BLOCK).split("\n\n")[0])
+    names = set((fields.get("flags") or fields.get("Features") or "").lower().split())
+    source = "/proc/cpuinfo"
+    if not names and is_live(root):
+        names, source = apple.features(), "sysctl hw.optional"
+        if platform.machine().lower() in ("arm64", "aarch64"):
+            names.add("asimd")  # part of every 64-bit Arm processor
+            source += " and platform.machine"
+    known = frozenset(flag for flag, others in _FLAGS.items() if names & {flag, *others})
+    return (known, source) if known else (known, "not known: no flags in /proc/cpuinfo")
 
 
 def describe(root: Path) -> tuple[str, str]:

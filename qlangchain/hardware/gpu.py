@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import platform
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from qlangchain.hardware import amd, nvidia
+from qlangchain.hardware import amd, apple, nvidia
 from qlangchain.types import Gpu
-
-# Metal's recommendedMaxWorkingSetSize is 65 to 75 % of the memory, depending on the machine.
-_APPLE_SHARE = 0.70
 
 
 def detect(
@@ -22,21 +17,10 @@ def detect(
     `index` is a GPU's number among the visible ones of its vendor. `memory_total` and `memory_available`,
     in bytes, are the machine's, of which an Apple GPU has a share.
     """
-    found = (nvidia.detect(environ), amd.detect(root, environ), _apple(memory_total, memory_available))
+    found = (nvidia.detect(environ), amd.detect(root, environ), apple.detect(memory_total, memory_available))
     return tuple(card for gpus, _ in found for card in gpus), "; ".join(source for _, source in found if source)
 
 
 def imagined(size: int) -> tuple[Gpu, ...]:
     """Return one empty GPU of `size` bytes, or none for 0: a machine to plan for, not one that is there."""
     return (Gpu(name="imagined GPU", total_bytes=size, free_bytes=size),) if size else ()
-
-
-def _apple(memory_total: int, memory_available: int) -> tuple[list[Gpu], str]:
-    """Estimate the GPU of an Apple chip. It shares the machine's memory, which counts once, not twice."""
-    if (sys.platform, platform.machine()) != ("darwin", "arm64"):
-        return [], ""
-    total = int(memory_total * _APPLE_SHARE)
-    card = Gpu(
-        name="Apple GPU (unified memory)", total_bytes=total, free_bytes=min(total, memory_available), vendor="apple"
-    )
-    return [card], f"an estimate: {_APPLE_SHARE:.0%} of the unified memory, which the CPU shares"

@@ -15,6 +15,8 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 # One GPU is cut into seven slices at most; the bound is for a driver that answers nonsense.
 _MOST_SLICES = 64
 _MOST_GPUS = 1024
+# No memory is faster: a driver that answers nonsense is not believed. (The B300 has 8e12.)
+_FASTEST = 1e14
 
 
 def detect(environ: Mapping[str, str]) -> tuple[list[Gpu], str]:
@@ -42,7 +44,10 @@ def _ask(nvml: Any, environ: Mapping[str, str]) -> tuple[list[Gpu], str]:
     for ordinal in range(min(int(nvml.nvmlDeviceGetCount()), _MOST_GPUS)):
         try:
             handle = nvml.nvmlDeviceGetHandleByIndex(ordinal)
-            cards.extend(_slices(nvml, handle, ordinal) if _is_sliced(nvml, handle) else [_card(nvml, handle, ordinal)])
+            if _is_sliced(nvml, handle):
+                cards.extend(_slices(nvml, handle, ordinal))
+            else:
+                cards.append(_card(nvml, handle, handle, ordinal))
         except Exception as error:
             # A lost card must not hide the others. Boards that share the CPU's memory end here too: they
             # answer "Not Supported", and QLANGCHAIN_VRAM is the way to tell what may be used of it.
@@ -73,11 +78,13 @@ def _slices(nvml: Any, handle: Any, ordinal: int) -> list[Card]:
     found = []
     for place in range(min(int(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)), _MOST_SLICES)):
         with contextlib.suppress(Exception):  # a place with no slice in it answers "Not Found"
-            found.append(_card(nvml, nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, place), ordinal, parent))
+            slice = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, place)
+            found.append(_card(nvml, slice, handle, ordinal, parent))
     return found
 
 
-def _card(nvml: Any, handle: Any, ordinal: int, parent: str = "") -> Card:
+def _card(nvml: Any, handle: Any, board: Any, ordinal: int, parent: str = "") -> Card:
+    """Describe one GPU or slice; `board` is the handle of the whole GPU, the slice's own where it is one."""
     memory = nvml.nvmlDeviceGetMemoryInfo(handle)
     total = int(memory.total)
     if total <= 0:
@@ -87,7 +94,47 @@ def _card(nvml: Any, handle: Any, ordinal: int, parent: str = "") -> Card:
     except Exception:
         name = ""
     free = min(total, max(0, int(memory.free)))
-    return Card(Gpu(name or "NVIDIA GPU", total, free, ordinal, _uuid(nvml, handle)), ordinal, parent)
+    bandwidth, source = _bandwidth(nvml, board)
+    if parent and bandwidth:
+        # A slice has its share of the memory's channels (MIG user guide, memory slices).
+        bandwidth = int(bandwidth * min(1.0, total / max(total, int(nvml.nvmlDeviceGetMemoryInfo(board).total))))
+        source += ", the slice's share"
+    gpu = Gpu(
+        name=name or "NVIDIA GPU",
+        total_bytes=total,
+        free_bytes=free,
+        index=ordinal,
+        uuid=_uuid(nvml, handle),
+        compute_capability=_capability(nvml, board),
+        bandwidth_bytes=bandwidth,
+        bandwidth_source=source,
+    )
+    return Card(gpu, ordinal, parent)
+
+
+def _capability(nvml: Any, handle: Any) -> tuple[int, int] | None:
+    try:
+        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+        return int(major), int(minor)
+    except Exception:  # a driver from before it could be asked
+        return None
+
+
+def _bandwidth(nvml: Any, handle: Any) -> tuple[int | None, str]:
+    """Return the memory's bandwidth in bytes per second, and what it was computed from.
+
+    Two transfers a clock on each wire of the bus: 2 x 1,593 MHz x 5,120 bits = 2,039 GB/s for the A100 with
+    80 GB, 2 x 10,501 MHz x 384 bits = 1,008 GB/s for the RTX 4090, as in NVIDIA's data sheets.
+    """
+    try:
+        megahertz = int(nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_MEM))
+        bits = int(nvml.nvmlDeviceGetMemoryBusWidth(handle))
+    except Exception:
+        return None, ""
+    bandwidth = 2 * megahertz * 1_000_000 * bits // 8
+    if not 0 < bandwidth < _FASTEST:
+        return None, ""
+    return bandwidth, f"NVML, 2 x {megahertz} MHz x {bits} bits"
 
 
 def _uuid(nvml: Any, handle: Any) -> str:

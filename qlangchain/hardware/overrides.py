@@ -1,4 +1,4 @@
-"""Planning for another machine: three environment variables that stand in for what would be detected."""
+"""Planning for another machine: environment variables that stand in for what would be detected."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from qlangchain.hardware.files import MAX_CPUS
 MEMORY = "QLANGCHAIN_MEMORY"
 CORES = "QLANGCHAIN_CORES"
 VRAM = "QLANGCHAIN_VRAM"
+BANDWIDTH = "QLANGCHAIN_BANDWIDTH"
 
 # No machine has an exbibyte, and the kernel too writes numbers from here on where it means "no limit".
 LARGEST_SIZE = 1 << 60
@@ -25,11 +26,15 @@ _POWERS = {"k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What the user asks to plan for; sizes in bytes, None where the machine is to be looked at."""
+    """What the user asks to plan for, None where the machine is to be looked at.
+
+    Sizes are in bytes, and `bandwidth`, that of the cores' memory, in bytes per second.
+    """
 
     memory: int | None = None
     cores: int | None = None
     vram: int | None = None
+    bandwidth: int | None = None
 
 
 def parse_size(text: str) -> int:
@@ -52,24 +57,26 @@ def parse_size(text: str) -> int:
 
 
 def read(environ: Mapping[str, str]) -> Overrides:
-    """Read the three variables; an empty one counts as unset, a senseless one raises `InvalidInputError`."""
+    """Read the four variables; an empty one counts as unset, a senseless one raises `InvalidInputError`."""
     return Overrides(
         memory=_size(environ, MEMORY, zero_allowed=False),
         cores=_count(environ, CORES),
         vram=_size(environ, VRAM, zero_allowed=True),
+        bandwidth=_size(environ, BANDWIDTH, zero_allowed=False, per_second=True),
     )
 
 
-def _size(environ: Mapping[str, str], variable: str, *, zero_allowed: bool) -> int | None:
+def _size(environ: Mapping[str, str], variable: str, *, zero_allowed: bool, per_second: bool = False) -> int | None:
     raw = environ.get(variable, "").strip()
     if not raw:
         return None
     try:
-        size = parse_size(raw)
+        size = parse_size(raw.removesuffix("/s") if per_second else raw)
     except InvalidInputError as error:
         raise InvalidInputError(f"{variable}: {error.message}", hint=error.hint) from None
     if size < _SMALLEST_MEMORY and not (size == 0 and zero_allowed):
-        hint = "Write the unit, such as 16GiB" + (", or 0 for no GPU." if zero_allowed else ".")
+        example = "50GB/s" if per_second else "16GiB"
+        hint = f"Write the unit, such as {example}" + (", or 0 for no GPU." if zero_allowed else ".")
         raise InvalidInputError(f"{variable}: {_clip(raw)} is less than 1 MiB.", hint=hint)
     return size
 

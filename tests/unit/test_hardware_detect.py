@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from qlangchain import hardware
 from qlangchain.errors import InvalidInputError
-from qlangchain.hardware import cards, cpu, files, gpu, memory, parse_size
+from qlangchain.hardware import bandwidth, cards, cpu, disk, files, gpu, memory, parse_size
 from qlangchain.types import Gpu, Hardware
 
-FIELDS = {"memory_total", "memory_available", "cores", "gpus", "cpu"}
+FIELDS = {"memory_total", "memory_available", "cores", "gpus", "cpu", "flags", "bandwidth_bytes", "disk_free"}
 OVERRIDES = {"QLANGCHAIN_MEMORY": "16GiB", "QLANGCHAIN_CORES": "8", "QLANGCHAIN_VRAM": "24GiB"}
 
 
@@ -87,6 +87,20 @@ def test_overrides_replace_the_machine(tmp_path: Path) -> None:
     assert found.sources["gpus"] == "QLANGCHAIN_VRAM"
 
 
+def test_the_bandwidth_can_be_given(tmp_path: Path) -> None:
+    for text in ("50GB/s", "50GB", "50 GB /s".replace(" /", "/")):
+        found = hardware.detect(root=tmp_path, environ={"QLANGCHAIN_BANDWIDTH": text})
+        assert (found.bandwidth_bytes, found.sources["bandwidth_bytes"]) == (50 * 10**9, "QLANGCHAIN_BANDWIDTH")
+    assert hardware.with_bandwidth(found, tmp_path) == found
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_setting_that_makes_no_sense_costs_its_own_figures(tmp_path: Path) -> None:
+    found = hardware.detect(environ={"QLANGCHAIN_KEEP_ALIVE": "soon", "QLANGCHAIN_VRAM": "0"})
+    assert found.memory_total > 1
+    assert found.disk_free is None
+
+
 def test_no_vram_is_no_gpu_and_nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "detect", lambda *args: pytest.fail("asked"))
     found = hardware.detect(environ={"QLANGCHAIN_VRAM": "0"})
@@ -115,6 +129,10 @@ def test_empty_overrides_count_as_unset(tmp_path: Path) -> None:
         ("QLANGCHAIN_CORES", "many"),
         ("QLANGCHAIN_CORES", "100000"),
         ("QLANGCHAIN_CORES", "٨"),
+        ("QLANGCHAIN_BANDWIDTH", "fast"),
+        ("QLANGCHAIN_BANDWIDTH", "0"),
+        ("QLANGCHAIN_BANDWIDTH", "50"),
+        ("QLANGCHAIN_BANDWIDTH", "50GB/h"),
     ],
 )
 def test_senseless_overrides_name_the_variable(variable: str, value: str) -> None:
@@ -127,10 +145,12 @@ def test_a_failing_detector_costs_its_own_figure(tmp_path: Path, monkeypatch: py
     def fail(*args: object) -> None:
         raise RuntimeError("surprise\x1b")
 
-    for module, name in ((memory, "detect"), (cpu, "cores"), (cpu, "describe"), (gpu, "detect")):
+    steps = ((memory, "detect"), (cpu, "cores"), (cpu, "describe"), (cpu, "flags"), (gpu, "detect"))
+    for module, name in (*steps, (bandwidth, "remembered"), (disk, "free")):
         monkeypatch.setattr(module, name, fail)
-    found = hardware.detect(root=tmp_path, environ={})
+    found = hardware.detect(environ={"QLANGCHAIN_HOME": str(tmp_path)})
     assert (found.memory_total, found.memory_available, found.cores, found.gpus, found.cpu) == (1, 1, 1, (), "")
+    assert (found.flags, found.bandwidth_bytes, found.disk_free) == (frozenset(), None, None)
     assert set(found.sources) == FIELDS
     assert all("RuntimeError: surprise" in source for source in found.sources.values())
     assert not any("\x1b" in source for source in found.sources.values())

@@ -299,7 +299,7 @@ def test_apple(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, install: Callabl
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(platform, "machine", lambda: "arm64")
     found = hardware.detect(root=tmp_path, environ={"QLANGCHAIN_MEMORY": "10GB", "QLANGCHAIN_CORES": "8"})
-    assert found.gpus == (Gpu("Apple GPU (unified memory)", 7 * 10**9, 7 * 10**9, 0, "", "apple"),)
+    assert found.gpus == (Gpu("Apple GPU (unified memory)", 7 * 10**9, 7 * 10**9, 0, "", "apple", unified=True),)
     assert "estimate" in found.sources["gpus"]
     assert gpu.detect(tmp_path, {}, 10 * GIB, 2 * GIB)[0][0].free_bytes == 2 * GIB
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
