@@ -101,10 +101,10 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     if value:
         try:
             when = parsedate_to_datetime(value)
-        except ValueError:
+            when = when if when.tzinfo else when.replace(tzinfo=UTC)
+            return max(0.0, (when - datetime.now(UTC)).total_seconds())
+        except (ValueError, OverflowError):  # no date, or one that no calendar has
             return None
-        when = when if when.tzinfo else when.replace(tzinfo=UTC)
-        return max(0.0, (when - datetime.now(UTC)).total_seconds())
     found = _RATE_LIMIT.search(headers.get("ratelimit", ""))
     return float(found[1]) if found else None
 
