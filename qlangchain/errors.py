@@ -4,6 +4,7 @@ QlangchainError
 ├── InvalidInputError            also a ValueError: an argument that cannot be right
 │   └── UnsupportedRequestError  the engine cannot do what was asked, so it was not sent
 ├── HardwareUnavailableError     a GPU was asked for and there is none that can be used
+│   └── DoesNotFitError          the model fits into the machine in no way that was allowed
 ├── MissingDependencyError       also an ImportError: an optional package or program is not installed
 ├── ArtifactError                a model or one of its files
 │   ├── ModelNotFoundError       no such directory, file, alias or hub id
@@ -85,6 +86,16 @@ class UnsupportedRequestError(InvalidInputError):
 
 class HardwareUnavailableError(QlangchainError):
     """The hardware that was asked for is not there, or the engine was built without support for it."""
+
+
+class DoesNotFitError(HardwareUnavailableError):
+    """The model fits in no way that was allowed; `missing_bytes` is what the nearest way lacks."""
+
+    default_hint = "Pass a smaller context_length=, format= or model."
+
+    def __init__(self, message: str, *, hint: str | None = None, missing_bytes: int = 0) -> None:
+        super().__init__(message, hint=hint)
+        self.missing_bytes = missing_bytes
 
 
 class MissingDependencyError(QlangchainError, ImportError):

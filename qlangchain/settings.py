@@ -49,6 +49,16 @@ class Settings:
     vllm_endpoint: str | None = _setting(
         "QLANGCHAIN_VLLM_ENDPOINT", None, "URL of the vLLM server that qlangchain.compat.VLLM uses"
     )
+    vllm_python: Path | None = _setting(
+        "QLANGCHAIN_VLLM_PYTHON", None, "Python interpreter that has vLLM, instead of `qlangchain env create vllm`"
+    )
+    gptqmodel_python: Path | None = _setting("QLANGCHAIN_GPTQMODEL_PYTHON", None, "the same for gptqmodel")
+    llm_compressor_python: Path | None = _setting(
+        "QLANGCHAIN_LLM_COMPRESSOR_PYTHON", None, "the same for llm-compressor"
+    )
+    autoawq_python: Path | None = _setting("QLANGCHAIN_AUTOAWQ_PYTHON", None, "the same for autoawq")
+    auto_gptq_python: Path | None = _setting("QLANGCHAIN_AUTO_GPTQ_PYTHON", None, "the same for auto-gptq")
+    llama_cpp_python: Path | None = _setting("QLANGCHAIN_LLAMA_CPP_PYTHON", None, "the same for llama-cpp-python")
 
     def __post_init__(self) -> None:
         if self.engine not in (None, "xllamacpp", "llama-server"):

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+EngineSettings = tuple[tuple[str, str | int | float | bool], ...]  # names and values, sorted by name
+
 
 class UseCase(StrEnum):
     """What the model is for."""
@@ -29,11 +31,16 @@ class Target(StrEnum):
 
 
 class Method(StrEnum):
-    """How the weights are quantized."""
+    """How weights are stored: the methods of quantization, the formats that are served but not made, and none."""
 
     GGUF = "GGUF"
     GPTQ = "GPTQ"
     AWQ = "AWQ"
+    COMPRESSED_TENSORS = "compressed-tensors"
+    FP8 = "FP8"
+    MXFP4 = "MXFP4"
+    MODELOPT = "modelopt"
+    NONE = "none"
 
 
 class Origin(StrEnum):
@@ -46,7 +53,12 @@ class Origin(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One accelerator. `free_bytes` is what other programs leave at the time of detection."""
+    """One accelerator. `free_bytes` is what other programs leave at the time of detection.
+
+    `compute_capability` is NVIDIA's, such as (8, 9), None where not known. `bandwidth_bytes` is the memory's
+    bandwidth in bytes per second by `bandwidth_source`. A `unified` GPU has no memory of its own: its bytes are
+    the machine's and must be counted once.
+    """
 
     name: str
     total_bytes: int
@@ -54,11 +66,24 @@ class Gpu:
     index: int = 0
     uuid: str = ""
     vendor: str = "nvidia"
+    compute_capability: tuple[int, int] | None = None
+    bandwidth_bytes: int | None = None
+    bandwidth_source: str = ""
+    unified: bool = False
+
+    def __post_init__(self) -> None:
+        if self.compute_capability is not None:  # JSON has lists
+            object.__setattr__(self, "compute_capability", tuple(self.compute_capability))
 
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """A machine, real or imagined. `sources` says where each figure was read."""
+    """A machine, real or imagined. `sources` says where each figure was read.
+
+    `flags` are the instruction sets that engines choose kernels by ("avx2", "avx512_vnni", "neon", ...),
+    `bandwidth_bytes` what the cores read from memory in bytes per second (None until it has been measured),
+    `disk_free` the bytes that may still be written where artifacts are kept (None where not known).
+    """
 
     memory_total: int
     memory_available: int
@@ -66,6 +91,12 @@ class Hardware:
     gpus: tuple[Gpu, ...] = ()
     cpu: str = ""
     sources: Mapping[str, str] = field(default_factory=dict, hash=False)
+    flags: frozenset[str] = frozenset()
+    bandwidth_bytes: int | None = None
+    disk_free: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "flags", frozenset(self.flags))  # JSON has lists
 
     @property
     def has_gpu(self) -> bool:
@@ -78,7 +109,8 @@ class Requirements:
     """What the user wants of a model, apart from which one it is. None leaves the choice to the planner.
 
     `gpu_layers` is the number of layers on the GPU (-1 for all). With `cap_context` a context that is longer than
-    the model's own is cut to that, with a notice, instead of being refused.
+    the model's own is cut to that, with a notice, instead of being refused. `engine_settings` is what the engine is
+    started with beside all that, in its own words.
     """
 
     use_case: UseCase = UseCase.PERSONAL
@@ -90,42 +122,27 @@ class Requirements:
     format: str | None = None
     runtime: str | None = None
     allow_produce: bool = True
+    allow_download: bool = True
     threads: int | None = None
     gpu_layers: int | None = None
     cap_context: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFacts:
-    """What choosing needs to know of a model.
-
-    `max_context` is the longest context that it was made for, in tokens, and `kv_bytes_per_token` what one
-    token takes in an f16 KV cache.
-    """
-
-    name: str
-    max_context: int
-    kv_bytes_per_token: int
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """One way to come by weights: a file that is there, or one that can be made. Its size may be an estimate."""
-
-    method: Method
-    format: str
-    origin: Origin
-    size_bytes: int
+    engine_settings: EngineSettings = ()
 
 
 @dataclass(frozen=True, slots=True)
 class EngineFacts:
-    """The engine that is installed for GGUF, and whether it can use a GPU; `gpu_hint` says how to get one that can."""
+    """An engine that could be used, and whether it can use a GPU; `gpu_hint` says how to get one that can.
+
+    `methods` are those whose weights it serves, `install_hint` how to get it where it is not `installed`.
+    """
 
     runtime: str
     version: str
     gpu: bool
     gpu_hint: str = ""
+    methods: frozenset[Method] = frozenset((Method.GGUF,))
+    installed: bool = True
+    install_hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,31 +154,11 @@ class Rejection:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """How a model will be run, with the reasons.
-
-    `context_length` is in tokens per request, `slots` the number of requests that the engine decodes at
-    once, `gpu_layers` the layers on the GPU (-1 for all).
-    """
-
-    method: Method
-    format: str
-    library: str
-    runtime: str
-    hardware: Target
-    context_length: int
-    slots: int
-    threads: int
-    gpu_layers: int = 0
-    reasons: tuple[str, ...] = ()
-    rejected: tuple[Rejection, ...] = ()
-    notices: tuple[str, ...] = ()
-    origin: Origin = Origin.FOUND
-
-
-@dataclass(frozen=True, slots=True)
 class Artifact:
-    """Weights that are ready to be served. `digest` is the SHA-256 of the file, in hex."""
+    """Weights that are ready to be served: a file, or a directory of safetensors with all that belongs to them.
+
+    `digest` is the SHA-256 of the file, in hex, or of the names and digests of the directory's files.
+    """
 
     path: Path
     method: Method
@@ -177,7 +174,9 @@ class EngineOptions:
     """The settings that an engine is started with; engines are shared by calls that agree on them.
 
     `pooling` makes it an engine for embeddings: how the vectors of a text's tokens become one ("mean", "cls" for
-    the first token's, "last"). None is an engine that generates.
+    the first token's, "last"). None is an engine that generates. `exact_context` says that the context was asked
+    for by number, so that a shorter one will not do. `kv_type` is the ggml type of the KV cache, and of so many layers
+    from the first as `cpu_experts` says the experts stay on the CPU. `settings` are the engine's own, in its own words.
     """
 
     context_length: int
@@ -185,6 +184,10 @@ class EngineOptions:
     threads: int = 1
     gpu_layers: int = 0
     pooling: str | None = None
+    kv_type: str = "f16"
+    cpu_experts: int = 0
+    exact_context: bool = False
+    settings: EngineSettings = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +195,8 @@ class Capabilities:
     """What a runtime's server really does; what it lacks is refused on our side, never sent in hope.
 
     `tokenize` means llama.cpp's `/tokenize` and embeddings of token ids, `raw_embeddings` that a request can ask
-    for vectors of their own length (llama.cpp's `embd_normalize`).
+    for vectors of their own length (llama.cpp's `embd_normalize`). `chat_schema` means that a schema holds on the
+    chat route, and `tokenizes_chat` vLLM's `/tokenize`, which takes a text, or messages with tools.
     """
 
     usage_in_stream: bool = True
@@ -204,6 +208,8 @@ class Capabilities:
     llguidance: bool = False
     tokenize: bool = False
     raw_embeddings: bool = False
+    chat_schema: bool = False
+    tokenizes_chat: bool = False
     sampling: frozenset[str] = frozenset({"temperature", "top_p", "max_tokens", "stop", "seed"})
 
 

@@ -18,6 +18,7 @@ def _environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
         "QLANGCHAIN_LLAMA_SERVER",
         "QLANGCHAIN_ENDPOINT_KEY",
         "QLANGCHAIN_VLLM_ENDPOINT",
+        "QLANGCHAIN_VLLM_PYTHON",
         "HF_TOKEN",
         "HF_HUB_OFFLINE",
     ):

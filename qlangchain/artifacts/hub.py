@@ -122,7 +122,7 @@ class Hub:
             raise InvalidInputError(f"{short(base_model)} is no model's id.", hint="Write it as owner/name.")
         until = self._until()
         repos = dict.fromkeys(repo for repo in likely[:_MAX_LIKELY] if repository_id(repo))
-        for tag in formats or ("",):
+        for tag in formats if formats or likely else ("",):
             repos |= dict.fromkeys(self._tagged(base_model, tag, limit, until))
 
         def look(repo: str) -> Listing | None:

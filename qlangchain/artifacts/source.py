@@ -11,56 +11,76 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
+from qlangchain.artifacts.finding import HubModel
 from qlangchain.artifacts.headers import GgufArray, GgufHeader, check_servable, read_gguf_header
+from qlangchain.artifacts.quantization import Quantization, read_quantization
 from qlangchain.errors import (
     CorruptFileError,
     InvalidInputError,
     ModelNotFoundError,
     NoWeightsError,
-    OfflineError,
     UnsafeWeightsError,
-    UnsupportedModelError,
 )
-from qlangchain.selection.memory import kv_bytes_per_token
-from qlangchain.types import ModelFacts
+from qlangchain.selection.architecture import from_config, from_gguf
+from qlangchain.selection.facts import ModelFacts
+from qlangchain.selection.weights import Weights, measured
+from qlangchain.types import Method
 
 DEMO: Final = "demo"
 DEMO_DIRECTORY: Final = Path(__file__).parents[1] / "demo" / "model"
 _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?")
 _MAX_CONFIG: Final = 16 * 1024 * 1024
+_MAX_LAYER_VALUES: Final = 512  # of an array with a number for each layer; longer ones are vocabularies
 
 
 @dataclass(frozen=True, slots=True)
 class GgufFile:
-    """A GGUF file that can be served: its path, the format that its header names, its size in bytes."""
+    """A GGUF file that can be served: its path, the format that its header names, its size in bytes.
+
+    `weights` is what its tensors take, from the header; None where the file is one of several parts.
+    """
 
     path: Path
     format: str
     size_bytes: int
+    weights: Weights | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a model's weights are. `weights` is a directory of full-precision safetensors, or None."""
+    """Where a model's weights are. `weights` is a directory of full-precision safetensors, or None.
+
+    `directory` is one of safetensors of any kind, which some engines serve as it lies there, and `quantization` what
+    its config.json says of them. `hub` is what the hub offers, where it was asked, and `asked` the
+    words that led into the store.
+    """
 
     facts: ModelFacts
     files: tuple[GgufFile, ...] = ()
     weights: Path | None = None
     chat_template: str | None = None
+    directory: Path | None = None
+    quantization: Quantization | None = None
+    hub: HubModel | None = None
+    asked: str = ""
 
     @property
     def weight_bytes(self) -> int:
         """The size of the full-precision weights in bytes, 0 where there are none."""
         return sum(f.stat().st_size for f in self.weights.glob("*.safetensors")) if self.weights else 0
 
+    @property
+    def directory_bytes(self) -> int:
+        """The size of the directory's weights in bytes, quantized or not; 0 where there are none."""
+        return sum(f.stat().st_size for f in self.directory.glob("*.safetensors")) if self.directory else 0
 
-def locate(model: str | os.PathLike[str], *, offline: bool = False) -> Source:
+
+def locate(model: str | os.PathLike[str]) -> Source:
     """Find a model: "demo", the path of a GGUF file, or the path of a directory.
 
     Raises:
         InvalidInputError: `model` is neither a name nor a path.
-        ModelNotFoundError, OfflineError: it is not on this machine.
+        ModelNotFoundError: it is not on this machine.
         NoWeightsError, UnsafeWeightsError, UnsupportedModelError, CorruptFileError: it is, and cannot be used.
 
     """
@@ -81,23 +101,19 @@ def locate(model: str | os.PathLike[str], *, offline: bool = False) -> Source:
             return _file(path)
     except OSError as error:
         raise ModelNotFoundError(f"{path} cannot be read: {error.strerror}.", hint="Check its permissions.") from error
-    raise _not_found(text, offline)
+    raise _not_found(text)
 
 
-def _not_found(model: str, offline: bool) -> Exception:
-    path = Path(model)
-    looks_local = path.is_absolute() or model.startswith((".", "~")) or model.endswith((".gguf", *_PICKLES))
-    if not looks_local and _HUB_ID.fullmatch(model):
-        if offline:
-            return OfflineError(f"{model!r} is not on this machine, and offline mode is on.")
-        return ModelNotFoundError(
-            f"{model!r} is not on this machine, and this version does not fetch from the hub.",
-            hint=f"Fetch it with `hf download {model.split(':', maxsplit=1)[0]} --local-dir DIR` and pass DIR.",
-        )
+def _not_found(model: str) -> ModelNotFoundError:
     return ModelNotFoundError(
         f"There is no model {model!r}: no such file or directory, and it is no hub id.",
-        hint="Pass the path of a directory or a .gguf file, or 'demo'.",
+        hint="Pass the path of a directory or a .gguf file, a hub id such as Qwen/Qwen3-4B, or 'demo'.",
     )
+
+
+def is_path(model: str) -> bool:
+    """Whether a word looks like a path of this machine, so that nobody else is to be asked for it."""
+    return Path(model).is_absolute() or model.startswith((".", "~")) or model.endswith((".gguf", *_PICKLES, "/"))
 
 
 def _file(path: Path) -> Source:
@@ -109,7 +125,7 @@ def _file(path: Path) -> Source:
     if path.suffix == ".safetensors":
         raise InvalidInputError(f"{path.name} is one file of a model.", hint=f"Pass its directory, {path.parent}.")
     file, header = _gguf(path)
-    return Source(facts=_gguf_facts(header), files=(file,), chat_template=_header_template(header))
+    return Source(facts=gguf_facts(header), files=(file,), chat_template=_header_template(header))
 
 
 def _begins_as_gguf(path: Path) -> bool:
@@ -122,11 +138,19 @@ def _directory(path: Path, *, name: str) -> Source:
     weights = sorted(path.glob("*.safetensors"))
     if weights:
         files = tuple(_gguf(p)[0] for p in ggufs)
-        return Source(_config_facts(path, name), files, weights=path, chat_template=_directory_template(path))
+        quantization = read_quantization(read_config(path))
+        return Source(
+            _config_facts(path, name),
+            files,
+            weights=path if quantization.scheme is Method.NONE else None,
+            chat_template=_directory_template(path),
+            directory=path,
+            quantization=quantization,
+        )
     if ggufs:
         read = [_gguf(p) for p in ggufs]
         header = read[0][1]
-        return Source(_gguf_facts(header), tuple(file for file, _ in read), chat_template=_header_template(header))
+        return Source(gguf_facts(header), tuple(file for file, _ in read), chat_template=_header_template(header))
     pickles = sorted(p.name for p in path.iterdir() if p.suffix in _PICKLES)
     if pickles:
         raise UnsafeWeightsError(
@@ -163,10 +187,23 @@ def _is_companion(path: Path) -> bool:
 def _gguf(path: Path) -> tuple[GgufFile, GgufHeader]:
     header = read_gguf_header(path)
     check_servable(header)
-    return GgufFile(path, _format(header), header.file_size), header
+    format = format_of(header)
+    count = header.metadata.get("split.count", 1)
+    if isinstance(count, int) and count > 1:
+        # The header of the first part knows its own tensors only; sizes are the sum of all parts.
+        first = re.compile(rf"-00001-of-{count:05}\.gguf$")
+        parts = [path.with_name(first.sub(f"-{part:05}-of-{count:05}.gguf", path.name)) for part in range(1, count + 1)]
+        return GgufFile(path, format, sum(part.stat().st_size for part in parts)), header
+    return GgufFile(path, format, header.file_size, weights_of(header)), header
 
 
-def _format(header: GgufHeader) -> str:
+def weights_of(header: GgufHeader) -> Weights:
+    """Return what the tensors of a GGUF file take, by its header."""
+    listed = ((tensor.name, tensor.shape, tensor.type, tensor.nbytes) for tensor in header.tensors)
+    return measured(gguf_facts(header).architecture, format_of(header), listed)
+
+
+def format_of(header: GgufHeader) -> str:
     """The format by the header's own word, or else the type of most of the bytes; never by the file's name."""
     named = _file_types().get(str(header.metadata.get("general.file_type")))
     if named:
@@ -183,47 +220,28 @@ def _file_types() -> dict[str, str]:
     return types
 
 
-def _gguf_facts(header: GgufHeader) -> ModelFacts:
-    layers = _largest(header.get("block_count"), 1)
-    heads = _largest(header.get("attention.head_count"), 1) or 1
-    kv_heads = _largest(header.get("attention.head_count_kv"), heads)
-    width = _largest(header.get("embedding_length"), 1) // heads
+def gguf_facts(header: GgufHeader) -> ModelFacts:
+    """Return what choosing needs to know of the model in a GGUF file; raises UnsupportedModelError."""
+    names = {tensor.name: tensor.shape for tensor in header.tensors}
+    embedding = names.get("token_embd.weight", ())
+    whole = header.metadata.get("split.count", 1) in (None, 0, 1)
+    metadata = {
+        key: list(value) if isinstance(value, GgufArray) and len(value) <= _MAX_LAYER_VALUES else value
+        for key, value in header.metadata.items()
+        if not key.startswith("tokenizer.")
+    }
+    tokens = header.metadata.get("tokenizer.ggml.tokens")
+    vocabulary = int(embedding[1]) if len(embedding) == 2 else len(tokens) if isinstance(tokens, GgufArray) else 0
     return ModelFacts(
         name=str(header.metadata.get("general.name") or header.path.stem),
-        max_context=_largest(header.get("context_length"), 4096),
-        kv_bytes_per_token=kv_bytes_per_token(
-            layers,
-            kv_heads,
-            _largest(header.get("attention.key_length"), width),
-            _largest(header.get("attention.value_length"), width),
+        architecture=from_gguf(
+            metadata, vocabulary=vocabulary, tied="output.weight" not in names if whole and embedding else None
         ),
     )
 
 
-def _largest(value: Any, default: int) -> int:
-    # Some models have a number of heads for each layer; what else is an array is not worth another error.
-    if isinstance(value, GgufArray):
-        return max((int(item) for item in value), default=default)
-    return default if value is None else int(value)
-
-
 def _config_facts(path: Path, name: str) -> ModelFacts:
-    config = read_config(path)
-    try:
-        heads = int(config["num_attention_heads"])
-        width = int(config.get("head_dim") or config["hidden_size"] // heads)
-        return ModelFacts(
-            name=name,
-            max_context=int(config["max_position_embeddings"]),
-            kv_bytes_per_token=kv_bytes_per_token(
-                int(config["num_hidden_layers"]), int(config.get("num_key_value_heads") or heads), width, width
-            ),
-        )
-    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-        raise UnsupportedModelError(
-            f"{path / 'config.json'} does not describe a model that is known: {error!r}.",
-            hint="Expected the config.json of a text model, with its layers, heads and max_position_embeddings.",
-        ) from error
+    return ModelFacts(name=name, architecture=from_config(read_config(path)))
 
 
 def read_config(path: Path) -> dict[str, Any]:

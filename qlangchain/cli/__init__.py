@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from qlangchain import __version__
-from qlangchain.cli import chat, demo, doctor, run
+from qlangchain.cli import cache, chat, compare, demo, doctor, env, pull, run
 from qlangchain.cli.output import fail
 from qlangchain.errors import QlangchainError
 
@@ -23,6 +23,10 @@ app.command("demo")(demo.demo)
 app.command("run")(run.run)
 app.command("chat")(chat.chat)
 app.command("doctor")(doctor.doctor)
+app.command("compare")(compare.compare)
+app.command("pull")(pull.pull)
+app.add_typer(env.app, name="env")
+app.add_typer(cache.app, name="cache")
 
 
 def _version(asked: bool) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qlangchain.cli.options import Json
+from qlangchain.cli.options import Format, HardwareWord, Json
 from qlangchain.cli.output import console, notices, print_json, size
 from qlangchain.errors import QlangchainError
 
@@ -23,10 +23,20 @@ _SIGNS = {"ok": "[green]✓[/]", "note": "[yellow]•[/]", "bad": "[red]✗[/]"}
 
 
 def doctor(
-    engine: Annotated[bool, typer.Option(help="Start the engine and ask the demo model.")] = True,
+    model: Annotated[
+        str | None, typer.Argument(help="A model to examine: what it loses, how fast it is, and what would help.")
+    ] = None,
+    format: Format = None,
+    hardware: HardwareWord = "auto",
+    text: Annotated[Path | None, typer.Option("--text", help="A text file to judge the model by.")] = None,
+    prompts: Annotated[Path | None, typer.Option("--prompts", help="Prompts to compare the answers to.")] = None,
+    engine: Annotated[bool, typer.Option(help="Start the engine: ask the demo model, measure yours.")] = True,
     json: Json = False,
 ) -> None:
-    """Check this machine and what is installed. Exit code 1 when something that is needed is missing."""
+    """Check this machine and what is installed, or examine MODEL. Exit code 1 when something needed is missing."""
+    if model is not None:
+        _examine(model, format, hardware, text, prompts, measure=engine, json=json)
+        return
     checks = [
         _python(),
         *_packages(),
@@ -48,6 +58,30 @@ def doctor(
                 console.out(f"    {check['hint']}")
         console.print("[green]All is well.[/]" if healthy else "[red]Something is missing; see ✗ above.[/]")
     raise typer.Exit(0 if healthy else 1)
+
+
+def _examine(
+    model: str, format: str | None, hardware: str, text: Path | None, prompts: Path | None, *, measure: bool, json: bool
+) -> None:
+    from qlangchain.cli.compare import work_bar
+    from qlangchain.evaluate.diagnosis import diagnose
+
+    with notices(show=not json), work_bar(show=not json) as progress:
+        found = diagnose(
+            model, text, format=format, prompts=prompts, hardware=hardware, measure=measure, progress=progress
+        )
+    if json:
+        print_json(found.to_dict())
+        return
+    if found.comparison is not None:
+        console.print(found.comparison)
+    for place, one in enumerate(found.advice, 1):
+        console.print(f"[bold]{place}. {one.symptom}:[/] ", end="")
+        console.out(one.remedy)
+        console.out(f"    Because: {one.why}.")
+        console.out(f"    Gain:    {one.gain}.")
+    if not found.advice:
+        console.print("[green]Nothing to improve: it is precise, fast and small for what it is.[/]")
 
 
 def _check(name: str, state: str, said: str, hint: str = "", **more: Any) -> dict[str, Any]:

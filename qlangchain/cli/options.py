@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-Model = Annotated[str, typer.Argument(help="'demo', the path of a GGUF file, or the path of a model directory.")]
+Model = Annotated[str, typer.Argument(help="'demo', a path, or a hub id such as Qwen/Qwen3-4B-GGUF:Q4_K_M.")]
 HardwareWord = Annotated[str, typer.Option("--hardware", help="auto, cpu, gpu or hybrid.")]
 Format = Annotated[str | None, typer.Option("--format", help="Such as Q4_0, where the choice is not the planner's.")]
 Context = Annotated[int | None, typer.Option("--context", help="Context length in tokens.")]

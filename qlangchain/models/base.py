@@ -21,7 +21,8 @@ from qlangchain.runtimes import remote
 from qlangchain.runtimes.channel import Channel
 from qlangchain.runtimes.preflight import TOKENIZE
 from qlangchain.runtimes.protocol import Delta
-from qlangchain.types import Plan, Requirements
+from qlangchain.selection.plan import Plan
+from qlangchain.types import Requirements
 
 SAMPLING: Final = (
     "temperature",
@@ -66,6 +67,9 @@ class Located(BaseModel):
     allow_produce: bool = Field(default=True, description="Whether an artifact may be made from full precision.")
     threads: int | None = Field(default=None, description="Threads of the engine; None: the physical cores.")
     gpu_layers: int | None = Field(default=None, description="Layers on the GPU, -1 for all; None: by the planner.")
+    engine_settings: dict[str, str | int | float | bool] | None = Field(
+        default=None, description="vLLM's own settings by its own names, such as gpu_memory_utilization."
+    )
     offline: bool | None = Field(default=None, description="Forbid the network; None: as QLANGCHAIN_OFFLINE says.")
     endpoint: str | None = Field(default=None, description="URL of an OpenAI-compatible server that runs already.")
     api_key: SecretStr | None = Field(default=None, description="The endpoint's key.")
@@ -126,6 +130,7 @@ class Located(BaseModel):
             threads=self.threads,
             gpu_layers=self.gpu_layers,
             cap_context=self._cap_context,
+            engine_settings=self.engine_settings,
         )
 
     def _prepared(self) -> pipeline.Prepared:
@@ -225,9 +230,11 @@ class Quantized(Located):
         """Return the ids that the model's own tokenizer gives for a text, which its engine is asked for."""
         with translated():
             channel = self._channel()
-            if not channel.capabilities.tokenize:
+            if not (channel.capabilities.tokenize or channel.capabilities.tokenizes_chat):
                 raise UnsupportedRequestError("This server does not tokenize.", hint="Count with another tokenizer.")
-            request = {"content": text, "add_special": False, "parse_special": False}
+            request: dict[str, Any] = {"content": text, "add_special": False, "parse_special": False}
+            if channel.capabilities.tokenizes_chat:
+                request = {"prompt": text, "add_special_tokens": False}
             answer = channel.call(TOKENIZE, lambda _: request, timeout=self.timeout, max_retries=self.max_retries)
             return [int(token) for token in answer["tokens"]]
 

@@ -26,8 +26,8 @@ from qlangchain.models.messages import to_chunk, to_message, to_openai
 from qlangchain.models.profile import profile_of
 from qlangchain.models.replies import Retry
 from qlangchain.models.requests import Request
-from qlangchain.runtimes.preflight import COUNT
-from qlangchain.runtimes.protocol import Delta
+from qlangchain.runtimes.preflight import count_request, counted
+from qlangchain.runtimes.protocol import CHAT, Delta
 
 _UNKNOWN_CONTEXT: Final = 4096  # tokens; what is assumed of a server that does not say
 
@@ -135,8 +135,12 @@ class ChatQuantized(CachedCalls, Quantized, BaseChatModel):
             request: dict[str, Any] = {"messages": to_openai(messages)}
             if tools:
                 request["tools"] = tools_module.to_openai(tools)
-            answer = channel.call(COUNT, lambda _: request, timeout=self.timeout, max_retries=self.max_retries)
-            return int(answer["input_tokens"])
+            path, body = count_request(CHAT, request, channel.capabilities)
+            answer = channel.call(path, lambda _: body, timeout=self.timeout, max_retries=self.max_retries)
+            count = counted(answer)
+            if count is None:
+                raise MalformedReplyError("The server's count of tokens is no number.", hint="Is it up to date?")
+            return count
 
     async def agenerate(self, *args: Any, **kwargs: Any) -> LLMResult:
         """Do what BaseChatModel does, after preparing outside the event loop."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from langchain_core.language_models import ModelProfile
 
 from qlangchain import pipeline
-from qlangchain.artifacts import source as sources
-from qlangchain.selection.planner import DEFAULT_CONTEXT
+from qlangchain.selection.costing import DEFAULT_CONTEXT
 
 
 def profile_of(model: str, context_length: int | None, *, offline: bool | None) -> ModelProfile:
@@ -15,7 +14,8 @@ def profile_of(model: str, context_length: int | None, *, offline: bool | None) 
     The input may take as many tokens as the context has, and so may the output. Tools can be forced on any
     model by the grammar; that it calls them well by itself is claimed only where its template knows of tools.
     """
-    found = sources.locate(model, offline=pipeline.is_offline(offline))
+    # A profile is asked for often and early: the hub is not asked for it.
+    found = pipeline.source_of(model, offline=True)
     context = min(context_length or DEFAULT_CONTEXT, found.facts.max_context)
     template = found.chat_template or ""
     return ModelProfile(

@@ -122,6 +122,6 @@ def _held(
     """A request whose reply the server's grammar holds to a schema, or at least is asked to."""
     schema = schemas.bounded(schema, tokens)
     if server.json_schema:
-        return Request({**content, "schema": schema}, reader, path=CONSTRAINED)
+        return Request({**content, "schema": schema}, reader, path=CHAT if server.chat_schema else CONSTRAINED)
     response_format = {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": schema}}
     return Request({**content, "response_format": response_format}, reader)

@@ -1,6 +1,6 @@
 """How each architecture is laid out in GGUF: names of tensors, metadata, and the order of rotary pairs.
 
-Source: llama.cpp's `conversion/{base,llama,qwen}.py` and `src/models/{llama,qwen2,qwen3}.cpp`.
+What differs between families is data, `gguf_families.toml`. Source: llama.cpp's `conversion/` and `src/models/`.
 """
 
 from __future__ import annotations
@@ -21,20 +21,23 @@ from qlangchain.produce.model_config import ModelConfig
 # Tensors that old checkpoints carry and that are computed from the config.
 _COMPUTED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq|model\.rotary_emb\.inv_freq")
 
-_QKV = ("attn_q", "attn_k", "attn_v")
+_ROTATED = ("attn_q", "attn_k")
 
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
     """One tensor of the result: where it comes from and the shape that config.json promises.
 
-    `head_dim` is set where the rows of each head are to be reordered for rotary pairs.
+    `head_dim` is set where the rows of each head are to be reordered for rotary pairs, and `offset` is added to
+    every value. An `optional` tensor may be missing.
     """
 
     name: str
     source: str
     shape: tuple[int, ...]
     head_dim: int | None = None
+    offset: float = 0.0
+    optional: bool = False
 
 
 def map_tensors(config: ModelConfig, checkpoint: Checkpoint) -> list[Mapped]:
@@ -44,7 +47,7 @@ def map_tensors(config: ModelConfig, checkpoint: Checkpoint) -> list[Mapped]:
     there are tensors that the architecture does not have.
     """
     found = checkpoint.tensors
-    mapped = [one for one in _candidates(config) if one.source in found or not _optional(config, one.source)]
+    mapped = [one for one in _candidates(config) if one.source in found or not one.optional]
     for one in mapped:
         tensor = found.get(one.source)
         if tensor is None:
@@ -69,39 +72,43 @@ def map_tensors(config: ModelConfig, checkpoint: Checkpoint) -> list[Mapped]:
     return mapped
 
 
-def _optional(config: ModelConfig, source: str) -> bool:
-    # llama.cpp reads biases where they are; qwen2 always has those of q, k and v.
-    return source.endswith(".bias") and not (config.architecture == "qwen2" and re.search(r"[qkv]_proj", source))
-
-
 def _candidates(config: ModelConfig) -> Iterator[Mapped]:
-    hidden, inner, vocab = config.hidden_size, config.intermediate_size, config.vocab_size
-    q_rows, kv_rows = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    # Only llama's graph rotates neighbours; qwen's rotates the two halves of a head, as transformers does.
-    pairs = config.head_dim if config.architecture == "llama" else None
+    family = config.family
+    queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    sizes = {
+        "hidden": config.hidden_size, "inner": config.intermediate_size, "doubled": 2 * config.intermediate_size,
+        "queries": queries, "keys": keys, "fused": queries + 2 * keys,
+    }  # fmt: skip
+    hidden, offset = config.hidden_size, family.norm_offset
     if not config.tied:
-        yield Mapped("output.weight", "lm_head.weight", (vocab, hidden))
-    yield Mapped("token_embd.weight", "model.embed_tokens.weight", (vocab, hidden))
+        yield Mapped("output.weight", "lm_head.weight", (config.vocab_size, hidden))
+    yield Mapped("token_embd.weight", "model.embed_tokens.weight", (config.vocab_size, hidden))
     for layer in range(config.layers):
         ours, theirs = f"blk.{layer}", f"model.layers.{layer}"
-        yield Mapped(f"{ours}.attn_norm.weight", f"{theirs}.input_layernorm.weight", (hidden,))
-        for part, name, rows, columns, reorder in (
-            ("attn_q", "self_attn.q_proj", q_rows, hidden, pairs),
-            ("attn_k", "self_attn.k_proj", kv_rows, hidden, pairs),
-            ("attn_v", "self_attn.v_proj", kv_rows, hidden, None),
-            ("attn_output", "self_attn.o_proj", hidden, q_rows, None),
-            ("ffn_gate", "mlp.gate_proj", inner, hidden, None),
-            ("ffn_up", "mlp.up_proj", inner, hidden, None),
-            ("ffn_down", "mlp.down_proj", hidden, inner, None),
-        ):
-            yield Mapped(f"{ours}.{part}.weight", f"{theirs}.{name}.weight", (rows, columns), reorder)
-            if config.architecture == "llama" or (config.architecture == "qwen2" and part in _QKV):
-                yield Mapped(f"{ours}.{part}.bias", f"{theirs}.{name}.bias", (rows,), reorder)
-        if config.architecture == "qwen3":
-            yield Mapped(f"{ours}.attn_q_norm.weight", f"{theirs}.self_attn.q_norm.weight", (config.head_dim,))
-            yield Mapped(f"{ours}.attn_k_norm.weight", f"{theirs}.self_attn.k_norm.weight", (config.head_dim,))
-        yield Mapped(f"{ours}.ffn_norm.weight", f"{theirs}.post_attention_layernorm.weight", (hidden,))
-    yield Mapped("output_norm.weight", "model.norm.weight", (hidden,))
+        norms = [
+            Mapped(f"{ours}.{norm}.weight", f"{theirs}.{name}.weight", (hidden,), offset=offset)
+            for norm, name in family.norms.items()
+        ]
+        yield norms[0]
+        for part, (name, rows, columns) in family.linears.items():
+            pairs = config.head_dim if family.neighbours and part in _ROTATED else None
+            yield Mapped(f"{ours}.{part}.weight", f"{theirs}.{name}.weight", (sizes[rows], sizes[columns]), pairs)
+            if part in family.biases or part in family.required_biases:
+                yield Mapped(
+                    f"{ours}.{part}.bias",
+                    f"{theirs}.{name}.bias",
+                    (sizes[rows],),
+                    pairs,
+                    optional=part in family.biases,
+                )
+        if family.head_norms:
+            for part in ("q", "k"):
+                yield Mapped(
+                    f"{ours}.attn_{part}_norm.weight", f"{theirs}.self_attn.{part}_norm.weight", (config.head_dim,),
+                    offset=offset,
+                )  # fmt: skip
+        yield from norms[1:]
+    yield Mapped("output_norm.weight", "model.norm.weight", (hidden,), offset=offset)
 
 
 def pair_neighbours(values: npt.NDArray[np.float32], head_dim: int) -> npt.NDArray[np.float32]:
@@ -115,24 +122,31 @@ def pair_neighbours(values: npt.NDArray[np.float32], head_dim: int) -> npt.NDArr
     return halves.swapaxes(1, 2).reshape(values.shape)
 
 
-def rope_factors(config: ModelConfig) -> npt.NDArray[np.float32] | None:
-    """Llama 3's divisors of the rotary frequencies, shape (head_dim/2,); None for other kinds of scaling.
+def rope_factors(config: ModelConfig) -> dict[str, npt.NDArray[np.float32]]:
+    """Divisors of the rotary frequencies, each of the shape (dimensions / 2,), by their names in GGUF.
 
-    Source: `_compute_llama3_parameters` in transformers' modeling_rope_utils.py.
+    Source: `_compute_llama3_parameters` and `_compute_longrope_parameters` in transformers' modeling_rope_utils.py.
     """
-    if config.rope.kind != "llama3":
-        return None
-    values = config.rope.values
+    rope = config.rope
+    if rope.kind == "longrope":
+        return {
+            "rope_factors_long.weight": np.array(rope.long, np.float32),
+            "rope_factors_short.weight": np.array(rope.short, np.float32),
+        }
+    if rope.kind != "llama3":
+        return {}
+    values = rope.values
     factor, low, high = values["factor"], values["low_freq_factor"], values["high_freq_factor"]
     original = values["original_max_position_embeddings"]
-    frequency = config.rope.theta ** -(np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
+    frequency = rope.theta ** -(np.arange(0, rope.dimensions, 2, dtype=np.float64) / rope.dimensions)
     wavelength = 2 * math.pi / frequency
     smooth = np.clip((original / wavelength - low) / (high - low), 0.0, 1.0)
-    return (1.0 / ((1.0 - smooth) / factor + smooth)).astype(np.float32)
+    return {"rope_freqs.weight": (1.0 / ((1.0 - smooth) / factor + smooth)).astype(np.float32)}
 
 
 def model_metadata(config: ModelConfig) -> dict[str, bytes]:
     """The architecture's own keys, with llama.cpp's names."""
+    wanted = config.family.metadata
     values = {
         "block_count": kv.uint32(config.layers),
         "context_length": kv.uint32(config.context_length),
@@ -143,25 +157,54 @@ def model_metadata(config: ModelConfig) -> dict[str, bytes]:
         "rope.freq_base": kv.float32(config.rope.theta),
         "attention.layer_norm_rms_epsilon": kv.float32(config.rms_norm_eps),
     }
-    if config.explicit_head_dim:
+    if config.explicit_head_dim or "attention.key_length" in wanted:
         values["attention.key_length"] = kv.uint32(config.head_dim)
         values["attention.value_length"] = kv.uint32(config.head_dim)
-    if config.architecture == "llama":
+    if "vocab_size" in wanted:
         values["vocab_size"] = kv.uint32(config.vocab_size)
-        values["rope.dimension_count"] = kv.uint32(config.head_dim)
-    values |= _rope_metadata(config)
+    if "rope.dimension_count" in wanted:
+        values["rope.dimension_count"] = kv.uint32(config.rope.dimensions)
+    if config.attention_softcap is not None:
+        values["attn_logit_softcapping"] = kv.float32(config.attention_softcap)
+    if config.final_softcap is not None:
+        values["final_logit_softcapping"] = kv.float32(config.final_softcap)
+    values |= _window_metadata(config) | _rope_metadata(config)
     return {f"{config.architecture}.{key}": value for key, value in values.items()}
 
 
-def _rope_metadata(config: ModelConfig) -> dict[str, bytes]:
-    rope = config.rope
-    if rope.kind not in ("linear", "yarn"):
+def _window_metadata(config: ModelConfig) -> dict[str, bytes]:
+    key = "attention.sliding_window"
+    if key in config.family.metadata:  # phi3: llama.cpp reads it and attends to all; 0 is none
+        return {key: kv.uint32(config.window or 0)}
+    if config.family.window != "layers":
         return {}
+    if not any(config.windows):
+        return {}
+    values = {key: kv.uint32(config.window or 0)}
+    usual = tuple(bool(number % config.family.window_period) for number in range(1, config.layers + 1))
+    if config.windows != usual:
+        values[f"{key}_pattern"] = kv.uint32s([int(one) for one in config.windows])
+    return values
+
+
+def _rope_metadata(config: ModelConfig) -> dict[str, bytes]:
+    rope, values = config.rope, {}
+    original = rope.values.get("original_max_position_embeddings", config.context_length)
+    if rope.local_theta is not None:
+        values["rope.freq_base_swa"] = kv.float32(rope.local_theta)
+    if "rope.scaling.original_context_length" in config.family.metadata:
+        values["rope.scaling.original_context_length"] = kv.uint32(int(original))
+    if rope.kind == "longrope":
+        factor = rope.values.get("factor", config.context_length / original)
+        usual = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1.0 else 1.0
+        values["rope.scaling.attn_factor"] = kv.float32(rope.values.get("attention_factor", usual))
+    if rope.kind not in ("linear", "yarn"):
+        return values
     factor = rope.values["factor"]
-    values = {"rope.scaling.type": kv.string(rope.kind), "rope.scaling.factor": kv.float32(factor)}
+    values |= {"rope.scaling.type": kv.string(rope.kind), "rope.scaling.factor": kv.float32(factor)}
     if rope.kind == "linear":
         return values
-    values["rope.scaling.original_context_length"] = kv.uint32(int(rope.values["original_max_position_embeddings"]))
+    values["rope.scaling.original_context_length"] = kv.uint32(int(original))
     usual = 0.1 * math.log(factor) + 1.0 if factor > 1.0 else 1.0
     if (attention := rope.values.get("attention_factor", usual)) != usual:
         # llama.cpp always multiplies by the usual factor, so its own key holds what is left.

@@ -47,6 +47,15 @@ class Checkpoint:
         """The safetensors types of the matrices."""
         return {tensor.dtype for tensor in self.tensors.values() if len(tensor.shape) > 1}
 
+    def renamed(self, beginnings: tuple[str, ...], instead: str) -> Checkpoint:
+        """The same tensors, with `instead` in place of the first of `beginnings` that a name has."""
+        names = {
+            name: next((instead + name.removeprefix(one) for one in beginnings if name.startswith(one)), name)
+            for name in self.tensors
+        }
+        tensors = {new: self.tensors[name] for name, new in names.items()}
+        return Checkpoint(self.directory, tensors, {new: self.files[name] for name, new in names.items()})
+
     def chunks(self, name: str, multiple: int = 1) -> Iterator[npt.NDArray[np.float32]]:
         """The rows of a tensor as float32, shape (rows, columns), in chunks of a multiple of `multiple` rows.
 
@@ -74,33 +83,46 @@ class Checkpoint:
                 yield values
 
 
+    def rows(self, name: str, start: int, count: int) -> npt.NDArray[np.float32]:
+        """`count` rows of a tensor from `start` on as float32, shape (count, columns); a vector is one row."""
+        tensor = self.tensors[name]
+        dtype, columns = _DTYPES[tensor.dtype], tensor.shape[-1]
+        offset = tensor.offset + start * columns * dtype.itemsize
+        raw = np.fromfile(self.files[name], dtype, count * columns, offset=offset)
+        if raw.size != count * columns:
+            raise CorruptFileError(
+                f"{self.files[name].name} ended inside {name}.", hint="Was it changed meanwhile? Call again."
+            )
+        return _widen(raw, tensor.dtype).reshape(count, columns)
+
+
 def _widen(raw: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
     if dtype == "BF16":
         return (raw.astype(np.uint32) << 16).view(np.float32)
     return raw.astype(np.float32, copy=False)
 
 
-def open_checkpoint(directory: Path) -> Checkpoint:
+def open_checkpoint(directory: Path, *, without: tuple[str, ...] = ()) -> Checkpoint:
     """Find and check the safetensors of `directory`: one file, or several with an index.
 
-    Raises `ModelNotFoundError`, `NoWeightsError`, `UnsafeWeightsError`, `UnsupportedModelError` or
-    `CorruptFileError`.
+    Tensors whose names begin with one of `without` are left out. Raises `ModelNotFoundError`, `NoWeightsError`,
+    `UnsafeWeightsError`, `UnsupportedModelError` or `CorruptFileError`.
     """
     if not directory.exists():
         raise ModelNotFoundError(f"There is no directory {directory}.", hint="Check the path.")
     if not directory.is_dir():
         raise InvalidInputError(f"{directory} is a file.", hint="Pass the directory that holds config.json.")
     if (directory / "model.safetensors").is_file():
-        return _merge(directory, {"model.safetensors": None})
+        return _merge(directory, {"model.safetensors": None}, without)
     if (directory / INDEX).is_file():
-        return _merge(directory, _read_index(directory))
+        return _merge(directory, _read_index(directory), without)
     found = sorted(path.name for path in directory.glob("*.safetensors"))
     if "adapter_model.safetensors" in found:
         raise UnsupportedModelError(
             f"{directory} holds a LoRA adapter, not a model.", hint="Merge it into its base model first (peft)."
         )
     if len(found) == 1:
-        return _merge(directory, {found[0]: None})
+        return _merge(directory, {found[0]: None}, without)
     if found:
         raise CorruptFileError(
             f"{directory} holds {len(found)} safetensors files and no {INDEX}.", hint=f"Download {INDEX} too."
@@ -136,7 +158,7 @@ def _read_index(directory: Path) -> dict[str, set[str] | None]:
     return shards
 
 
-def _merge(directory: Path, shards: dict[str, set[str] | None]) -> Checkpoint:
+def _merge(directory: Path, shards: dict[str, set[str] | None], without: tuple[str, ...]) -> Checkpoint:
     tensors: dict[str, SafetensorsTensor] = {}
     files: dict[str, Path] = {}
     for shard, wanted in sorted(shards.items()):
@@ -146,7 +168,7 @@ def _merge(directory: Path, shards: dict[str, set[str] | None]) -> Checkpoint:
                 f"{shard} does not hold {absent[0]}, which {INDEX} places there.", hint="Download the model again."
             )
         for name, tensor in header.tensors.items():
-            if wanted is None or name in wanted:
+            if (wanted is None or name in wanted) and not name.startswith(without or "\0"):
                 tensors[name], files[name] = tensor, directory / shard
     for name, tensor in tensors.items():
         if tensor.dtype not in _DTYPES:

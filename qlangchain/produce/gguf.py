@@ -7,6 +7,7 @@ tensor in chunks of rows, so that the memory in use does not grow with the model
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from gguf import GGMLQuantizationType, quants
 
 from qlangchain.artifacts.headers import check_servable, read_gguf_header
-from qlangchain.errors import ArtifactError, InvalidInputError, ProductionError
+from qlangchain.errors import ArtifactError, CancelledError, InvalidInputError, ProductionError
 from qlangchain.produce import gguf_file as kv
 from qlangchain.produce.architectures import Mapped, map_tensors, model_metadata, pair_neighbours, rope_factors
 from qlangchain.produce.checkpoint import Checkpoint, open_checkpoint
@@ -30,10 +31,14 @@ VERSION = 1  # to be raised by one whenever the same source would give other byt
 
 # llama.cpp's LLAMA_FTYPE numbers of the formats that are written here, without llama.cpp.
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
-# Formats that llama.cpp's own quantizer writes; those that need an importance matrix are left out.
+# Formats that llama.cpp's own quantizer writes, and those that it writes with an importance matrix alone.
 K_FILE_TYPES = {
     "Q2_K": 10, "Q3_K_S": 11, "Q3_K_M": 12, "Q3_K_L": 13, "Q4_K_S": 14, "Q4_K_M": 15, "Q5_K_S": 16,
     "Q5_K_M": 17, "Q6_K": 18, "IQ4_NL": 25, "IQ3_S": 26, "IQ3_M": 27, "IQ4_XS": 30,
+}  # fmt: skip
+IMATRIX_FILE_TYPES = {
+    "IQ2_XXS": 19, "IQ2_XS": 20, "Q2_K_S": 21, "IQ3_XS": 22, "IQ3_XXS": 23, "IQ1_S": 24, "IQ2_S": 28, "IQ2_M": 29,
+    "IQ1_M": 31,
 }  # fmt: skip
 PLAIN_FORMATS = tuple(FILE_TYPES)
 _WHOLE = ("F32", "F16", "BF16")
@@ -52,6 +57,11 @@ class GgufPlan:
     notices: tuple[str, ...]
 
 
+def check_architecture(source: Path) -> None:
+    """Raise UnsupportedModelError or another ArtifactError where config.json says that this cannot be converted."""
+    read_config(source)
+
+
 def plan_gguf(source: Path, format: str, *, name: str | None = None) -> GgufPlan:
     """Check the model in `source` and lay out its GGUF in one of `FILE_TYPES`.
 
@@ -60,14 +70,18 @@ def plan_gguf(source: Path, format: str, *, name: str | None = None) -> GgufPlan
     """
     if format not in FILE_TYPES:
         raise InvalidInputError(f"{format!r} is not written here.", hint=f"Known: {', '.join(FILE_TYPES)}.")
-    checkpoint = open_checkpoint(source)
+    if not (source / "config.json").is_file():
+        open_checkpoint(source)  # says what is wrong with the path
     config = read_config(source)
+    checkpoint = open_checkpoint(source, without=config.family.other_parts if config.has_parts else ())
+    if config.has_parts:
+        checkpoint = checkpoint.renamed(config.family.parts, "model.").renamed(("language_model.",), "")
     mapped_tensors = map_tensors(config, checkpoint)  # before the tokenizer: it proves vocab_size
     tokenizer = read_tokenizer(source, config.vocab_size)
     notices = [*config.notices, *tokenizer.notices]
     tensors: list[tuple[kv.TensorLayout, Mapped | npt.NDArray[np.float32]]] = []
-    if (factors := rope_factors(config)) is not None:
-        tensors.append((kv.TensorLayout("rope_freqs.weight", factors.shape, "F32"), factors))
+    for factors_name, factors in rope_factors(config).items():
+        tensors.append((kv.TensorLayout(factors_name, factors.shape, "F32"), factors))
     for mapped in mapped_tensors:
         kind = tensor_type(format, mapped.name, mapped.shape, config.tied)
         if kind == "F16" and format not in _WHOLE:
@@ -113,31 +127,46 @@ def produce_gguf(
     *,
     progress: Callable[[int, int], None] | None = None,
     name: str | None = None,
+    imatrix: Path | None = None,
+    cancel: threading.Event | None = None,
 ) -> Path:
     """Convert the model in the directory `source` to the file `target` and return its path.
 
-    `format` is one of `FILE_TYPES`, written here, or of `K_FILE_TYPES`, which llama.cpp's quantizer writes
-    (llama-cpp-python or a `llama-quantize` on PATH). `progress` is called with the bytes written and the
-    bytes in all. The file appears complete and checked, or not at all. Raises what `plan_gguf` raises,
-    `DiskFullError`, `MissingDependencyError` and `ProductionError`.
+    `format` is one of `FILE_TYPES`, written here, or of `K_FILE_TYPES` and, with the file of an importance matrix,
+    `IMATRIX_FILE_TYPES`, which llama.cpp's quantizer writes (llama-cpp-python or a `llama-quantize` on PATH).
+    `progress` is called with the bytes that are done and the bytes in all; setting `cancel` ends the work. The file
+    appears complete and checked, or not at all. Raises what `plan_gguf` raises, `DiskFullError`,
+    `MissingDependencyError`, `CancelledError` and `ProductionError`.
     """
     source, target, format = Path(source), Path(target), format.upper()
-    if format in K_FILE_TYPES:
+    known = [*FILE_TYPES, *K_FILE_TYPES, *IMATRIX_FILE_TYPES]
+    if format not in known:
+        raise InvalidInputError(f"The GGUF format {format!r} is not known.", hint=f"Known: {', '.join(known)}.")
+    if imatrix is not None or format not in FILE_TYPES:
         from qlangchain.produce.kquants import produce_k_gguf
 
-        return produce_k_gguf(source, target, format, progress=progress, name=name)
-    if format not in FILE_TYPES:
-        raise InvalidInputError(
-            f"The GGUF format {format!r} is not known.", hint=f"Known: {', '.join([*FILE_TYPES, *K_FILE_TYPES])}."
-        )
+        return produce_k_gguf(source, target, format, progress=progress, name=name, imatrix=imatrix, cancel=cancel)
+
+    def report(done: int, total: int) -> None:
+        if cancel is not None and cancel.is_set():
+            raise CancelledError("The conversion was cancelled.")
+        if progress:
+            progress(done, total)
+
+    from qlangchain.produce.gguf_check import check_errors
+
+    def verify(path: Path) -> None:
+        verify_gguf(path, plan)
+        check_errors(path, plan)
+
     plan = plan_gguf(source, format, name=name)
     for notice in plan.notices:
         logger.warning("%s: %s", source.name, notice)
     with (
-        kv.published(target, plan.nbytes, lambda path: verify_gguf(path, plan)) as temporary,
+        kv.published(target, plan.nbytes, verify) as temporary,
         temporary.open("xb") as file,
     ):
-        write_gguf(plan, file, progress)
+        write_gguf(plan, file, report)
     return target
 
 
@@ -149,6 +178,8 @@ def write_gguf(plan: GgufPlan, file: BinaryIO, progress: Callable[[int, int], No
         if isinstance(source, Mapped):
             for values in plan.checkpoint.chunks(source.source, source.head_dim or 1):
                 ordered = pair_neighbours(values, source.head_dim) if source.head_dim else values
+                if source.offset:
+                    ordered = ordered + np.float32(source.offset)
                 done += file.write(_encode(ordered, layout, source.source))
                 if progress:
                     progress(done, plan.nbytes)

@@ -67,6 +67,11 @@ def strings(values: Sequence[str]) -> bytes:
     return struct.pack("<IIQ", 9, 8, len(values)) + b"".join(map(_text, values))
 
 
+def uint32s(values: Sequence[int]) -> bytes:
+    """A metadata value: an array of unsigned integers of four bytes."""
+    return struct.pack(f"<IIQ{len(values)}I", 9, 4, len(values), *values)
+
+
 def int32s(values: Sequence[int]) -> bytes:
     """A metadata value: an array of signed integers of four bytes."""
     return struct.pack(f"<IIQ{len(values)}i", 9, 5, len(values), *values)

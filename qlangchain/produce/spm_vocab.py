@@ -1,4 +1,4 @@
-"""SentencePiece-like vocabularies (Llama 2, Mistral 7B v0.1): scores for llama.cpp, proven equivalent.
+"""SentencePiece-like vocabularies (Llama 2, Mistral 7B v0.1, Gemma, Phi-3): scores for llama.cpp, proven equivalent.
 
 These tokenizer.json files are BPE over whole texts with bytes as the last resort. llama.cpp instead joins the
 neighbours whose union has the best score. The two agree when the merges are all the pairs that the vocabulary
@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from qlangchain.errors import UnsupportedModelError
@@ -40,8 +41,9 @@ def read_spm(
 
     `vocab` holds the tokens that are not in `added`. Raises `UnsupportedModelError` where the proof fails.
     """
-    if any(_SPACE in token and not entry.get("special") for token, entry in added.items()):
-        raise UnsupportedModelError(f"The tokenizer has added tokens with a {_SPACE}.", hint=_NO_GUESS)
+    runs = {token for token, entry in added.items() if _SPACE in token and not entry.get("special")}
+    if runs:
+        _check_runs(runs, merges)
     found_bytes = {token for token in vocab if _BYTE.fullmatch(token)}
     if len(found_bytes) != 256:
         raise UnsupportedModelError(
@@ -76,6 +78,40 @@ def read_spm(
     return SpmVocab({piece: -float(number) for piece, number in rank.items()}, found_bytes, _space_prefix(data))
 
 
+def _check_runs(runs: Set[str], merges: list[tuple[str, str]]) -> None:
+    """Prove that runs of blanks that are tokens of their own (Gemma) are cut as llama.cpp cuts them.
+
+    llama.cpp cuts the longest known run out of a text, from the left, before it joins anything. The merges come to
+    the same where they join blanks before all else, and a longer left part first.
+    """
+    longest = max(map(len, runs))
+    ranks: dict[tuple[int, int], int] = {}
+    for rank, (left, right) in enumerate(merges):
+        if set(left + right) != {_SPACE}:
+            break
+        ranks[len(left), len(right)] = rank
+    whole = runs == {_SPACE * length for length in range(2, longest + 1)}
+    if not whole or any(_joined(length, ranks) != _cut(length, longest) for length in range(1, 2 * longest + 2)):
+        raise UnsupportedModelError(
+            f"The tokenizer has added tokens with a {_SPACE} that llama.cpp would cut out differently.", hint=_NO_GUESS
+        )
+
+
+def _cut(length: int, longest: int) -> list[int]:
+    return [longest] * (length // longest) + ([length % longest] if length % longest else [])
+
+
+def _joined(length: int, ranks: Mapping[tuple[int, int], int]) -> list[int]:
+    """The lengths that merging makes of a run of blanks."""
+    parts = [1] * length
+    while True:
+        pairs = [(ranks[pair], at) for at, pair in enumerate(pairwise(parts)) if pair in ranks]
+        if not pairs:
+            return parts
+        at = min(pairs)[1]
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+
+
 def _space_prefix(data: Mapping[str, Any]) -> bool:
     """Whether every text gets a blank before it: the three forms that mean the same in llama.cpp."""
     normalizer, pre = data.get("normalizer"), data.get("pre_tokenizer")
@@ -89,6 +125,10 @@ def _space_prefix(data: Mapping[str, Any]) -> bool:
                 return False
     never = {"type": "Metaspace", "replacement": _SPACE, "prepend_scheme": "never", "split": False}
     if normalizer is None and pre == never:
+        return False
+    # Gemma's: it splits at blanks, of which its normalizer leaves none.
+    idle = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+    if normalizer == _REPLACE and pre == idle:
         return False
     raise UnsupportedModelError(
         f"llama.cpp has no blank rule like this tokenizer's: normalizer {str(normalizer)[:120]}, "

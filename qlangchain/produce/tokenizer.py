@@ -208,6 +208,8 @@ def _looks_special(token: str) -> bool:
 def _spm_metadata(tokens: list[str], types: list[int], spm: SpmVocab, model: Mapping[str, Any]) -> dict[str, bytes]:
     unknown = model.get("unk_token")
     for number, token in enumerate(tokens):
+        if types[number] == USER_DEFINED and not _looks_special(token):
+            tokens[number] = token.replace("▁", " ")  # they are cut out of the text before its blanks are replaced
         if token == unknown:
             types[number] = UNKNOWN
         elif token in spm.bytes:

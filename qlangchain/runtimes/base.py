@@ -14,7 +14,11 @@ from typing import Final, Protocol, runtime_checkable
 from qlangchain.errors import InvalidInputError, MissingDependencyError
 from qlangchain.types import Artifact, Capabilities, Endpoint, EngineOptions
 
-BUILT_IN: Final = {"llamacpp": "qlangchain.runtimes.llamacpp:LlamaCpp"}
+BUILT_IN: Final = {
+    "llamacpp": "qlangchain.runtimes.llamacpp:LlamaCpp",
+    "vllm": "qlangchain.runtimes.vllm:Vllm",
+    "transformers": "qlangchain.runtimes.transformers:Transformers",
+}
 
 
 @runtime_checkable
@@ -42,22 +46,35 @@ class RuntimeClass(Protocol):
         ...
 
 
+def find(name: str) -> str:
+    """Return where the runtime of that name is declared to be, as "module:Class"; nothing is imported.
+
+    Raises:
+        InvalidInputError: no built-in runtime and no entry point has the name; it lists those that have one.
+
+    """
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    found = {entry.name: entry.value for entry in entry_points(group="qlangchain.runtimes")} | BUILT_IN
+    if name not in found:
+        raise InvalidInputError(f"There is no runtime named {name!r}.", hint=f"Known: {', '.join(sorted(found))}.")
+    return found[name]
+
+
 def load(name: str) -> RuntimeClass:
     """Return the runtime class of that name.
 
     Raises:
-        InvalidInputError: no built-in runtime and no entry point has the name; it lists those that have one.
+        InvalidInputError: as `find`.
         MissingDependencyError: the package that declares it does not have what it declares.
 
     """
-    found = {entry.name: entry.value for entry in entry_points(group="qlangchain.runtimes")} | BUILT_IN
-    if name not in found:
-        raise InvalidInputError(f"There is no runtime named {name!r}.", hint=f"Known: {', '.join(sorted(found))}.")
-    module, _, attribute = found[name].partition(":")
+    declared = find(name)
+    module, _, attribute = declared.partition(":")
     try:
         runtime: RuntimeClass = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise MissingDependencyError(
-            f"The runtime {name!r} cannot be loaded: {error}.", hint=f"It is declared as {found[name]!r}; reinstall it."
+            f"The runtime {name!r} cannot be loaded: {error}.", hint=f"It is declared as {declared!r}; reinstall it."
         ) from error
     return runtime

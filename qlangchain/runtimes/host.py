@@ -26,6 +26,8 @@ from typing import Any, NoReturn, TextIO
 
 from qlangchain.toolchains.child import end_with_parent, exit_at_end_of_stdin, kill_when_parent_dies
 
+_PAST_PROMPTS_MIB = 256
+
 
 def main() -> None:
     """Read the one line of configuration, serve, and announce the port."""
@@ -64,6 +66,10 @@ def serve_in_process(config: dict[str, Any], announce: TextIO) -> NoReturn:
     params.cpuparams.n_threads = options["threads"]
     params.cpuparams_batch.n_threads = options["threads"]
     params.n_gpu_layers = options["gpu_layers"]
+    cache_type = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{options.get('kv_type', 'f16').upper()}")
+    params.cache_type_k = params.cache_type_v = cache_type
+    # Prompts of the past are kept beside the slots' own caches: by default in up to 8 GiB, which no plan allows for.
+    params.cache_ram_mib = _PAST_PROMPTS_MIB
     # The plan has fixed context and layers; an engine that quietly shrinks them would make it untrue.
     params.fit_params = False
     if options.get("pooling"):
@@ -76,7 +82,7 @@ def serve_in_process(config: dict[str, Any], announce: TextIO) -> NoReturn:
         params.cache_ram_mib = 0  # no text is the beginning of the next one
     server = xllamacpp.Server(params)
     port = int(server.listening_address.rsplit(":", 1)[1])
-    _announce(announce, port, os.getpid())
+    announce_port(announce, port, os.getpid())
     while True:
         time.sleep(3600)
 
@@ -84,18 +90,20 @@ def serve_in_process(config: dict[str, Any], announce: TextIO) -> NoReturn:
 def serve_binary(config: dict[str, Any], announce: TextIO) -> NoReturn:
     """Run a `llama-server` binary as a child, wait until it is healthy, and end as it ends."""
     options = config["options"]
-    port = _free_port()
+    port = free_port()
     command = [
         config["binary"], "--model", config["model"], "--alias", config["alias"],
         "--host", "127.0.0.1", "--port", str(port),
         "--parallel", str(options["slots"]), "--ctx-size", str(options["context_length"] * options["slots"]),
         "--threads", str(options["threads"]), "--threads-batch", str(options["threads"]),
         "--n-gpu-layers", str(options["gpu_layers"]), "--jinja", "--no-webui",
+        "--cache-type-k", options.get("kv_type", "f16"), "--cache-type-v", options.get("kv_type", "f16"),
+        "--cache-ram", "0" if options.get("pooling") else str(_PAST_PROMPTS_MIB),
     ]  # fmt: skip
     if options.get("pooling"):
         batch = str(options["context_length"])  # as above: a whole text in one physical batch, and no slices
         command += ["--embeddings", "--pooling", options["pooling"], "--batch-size", batch, "--ubatch-size", batch]
-        command += ["--kv-unified", "--cache-ram", "0"]
+        command += ["--kv-unified"]
     # The key goes by the environment: a command line can be read by every user of the machine.
     environment = {**os.environ, "LLAMA_API_KEY": config["api_key"]}
     child = subprocess.Popen(
@@ -105,25 +113,28 @@ def serve_binary(config: dict[str, Any], announce: TextIO) -> NoReturn:
         # Safe here: this process has one idle thread beside this one, which holds no lock.
         preexec_fn=kill_when_parent_dies if sys.platform == "linux" else None,  # noqa: PLW1509
     )
-    while child.poll() is None and not _healthy(port):
+    while child.poll() is None and not is_healthy(port):
         time.sleep(0.05)
     if child.poll() is None:
-        _announce(announce, port, child.pid)
+        announce_port(announce, port, child.pid)
     os._exit(child.wait() & 0xFF)
 
 
-def _announce(announce: TextIO, port: int, engine_pid: int) -> None:
+def announce_port(announce: TextIO, port: int, engine_pid: int) -> None:
+    """Tell the parent where the server listens, and in which process."""
     announce.write(json.dumps({"port": port, "engine_pid": engine_pid}) + "\n")
     announce.flush()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody listens on at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def _healthy(port: int) -> bool:
+def is_healthy(port: int) -> bool:
+    """Whether the server on that port answers that it is healthy."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(f"http://127.0.0.1:{port}/health", timeout=2) as response:

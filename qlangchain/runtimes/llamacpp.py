@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qlangchain import settings
-from qlangchain.errors import EngineError, EngineStartError, MissingDependencyError
+from qlangchain.errors import EngineError, EngineStartError, MissingDependencyError, UnsupportedRequestError
 from qlangchain.runtimes import protocol
 from qlangchain.runtimes.client import Client
 from qlangchain.runtimes.embedding import prove_embeddings
@@ -48,6 +48,11 @@ class LlamaCpp:
 
     def __init__(self, artifact: Artifact, options: EngineOptions) -> None:
         """Raise MissingDependencyError where no llama.cpp is installed."""
+        if options.settings:
+            raise UnsupportedRequestError(
+                f"llama.cpp takes no engine_settings ({', '.join(name for name, _ in options.settings)}).",
+                hint="They are for runtime='vllm'; leave them out.",
+            )
         self._artifact = artifact
         self._options = options
         self._endpoint: Endpoint | None = None
@@ -67,6 +72,7 @@ class LlamaCpp:
                     "slots": options.slots,
                     "threads": options.threads,
                     "gpu_layers": options.gpu_layers,
+                    "kv_type": options.kv_type,
                     "pooling": options.pooling,
                 },
             },
@@ -158,10 +164,15 @@ def engine_version() -> str:
     name, binary = find_engine()
     if binary:
         return f"llama-server at {binary}"
+    return f"{name} {_wheel_version()}".strip()
+
+
+@lru_cache(maxsize=1)
+def _wheel_version() -> str:
     try:
-        return f"{name} {version('xllamacpp')}"
+        return version("xllamacpp")
     except PackageNotFoundError:
-        return name
+        return ""
 
 
 @lru_cache(maxsize=4)

@@ -1,8 +1,9 @@
-"""What a llama.cpp server is asked before the request itself, on the same connection.
+"""What a llama.cpp or vLLM server is asked before the request itself, on the same connection.
 
 - The prompt's length, so that what does not fit is refused with the numbers and nothing is cut.
 - For a reply that must fit a schema, the rendered prompt: llama.cpp's chat route parses replies by the template's
   tool format, which fails on some that its own grammar allows; its completion route takes the text as it is.
+  vLLM's chat route holds to a schema by itself, once it is told that the reply is no tool call of its own kind.
 
 The first answer also proves that the server lives. Without I/O: `steps` yields requests and is sent the
 answers, so that the sync and the async client drive the same code.
@@ -16,7 +17,7 @@ from typing import Any, Final
 
 from qlangchain.errors import EngineFailedError, PromptTooLongError
 from qlangchain.runtimes.protocol import COMPLETION, CONSTRAINED
-from qlangchain.types import Endpoint
+from qlangchain.types import Capabilities, Endpoint
 
 TEMPLATE: Final = "/apply-template"
 COUNT: Final = "/v1/chat/completions/input_tokens"
@@ -39,14 +40,19 @@ def steps(endpoint: Endpoint, path: str, body: Mapping[str, Any]) -> Steps:
     if path == CONSTRAINED:
         answer = yield "POST", TEMPLATE, _template_request(body)
         body = _constrained(body, _prompt(answer), endpoint)
+    elif "schema" in body:
+        body = _constrained_chat(body, endpoint)
     if not (endpoint.capabilities.counts_tokens and endpoint.context_length):
         if endpoint.greeting and path != CONSTRAINED:
             yield "GET", endpoint.greeting, None
         return body
-    answer = yield ("POST", *_count_request(path, body))
-    asked = _counted(answer)
+    answer = yield ("POST", *count_request(path, body, endpoint.capabilities))
+    asked = counted(answer)
     if asked is not None:  # an older server may not be able to count; it still refuses what is too long by itself
         admit(asked, endpoint.context_length, body.get("max_tokens"))
+        if endpoint.capabilities.tokenizes_chat and path == COMPLETION and not body.get("max_tokens"):
+            # vLLM stops a completion after 16 tokens unless it is told a number (OpenAI's default for this route).
+            return {**body, "max_tokens": endpoint.context_length - asked}
     return body
 
 
@@ -86,24 +92,44 @@ def _constrained(body: Mapping[str, Any], prompt: str, endpoint: Endpoint) -> di
         prompt = f"{prompt.rstrip()}\n\n</think>\n\n"
     if body.get("calls_only") and _CALL_MARK in prompt:
         prompt += f"{_CALL_MARK}\n"  # where the model itself would begin a call
-    schema = {**body["schema"], "x-guidance": _GUIDANCE}
     if not endpoint.capabilities.llguidance:
-        return {**rest, "prompt": prompt, "json_schema": schema}
+        return {**rest, "prompt": prompt, "json_schema": {**body["schema"], "x-guidance": _GUIDANCE}}
+    return {**rest, "prompt": prompt, "grammar": _grammar(body["schema"])}
+
+
+def _grammar(schema: Mapping[str, Any]) -> str:
     # Many tokenizers have one token for the last braces and a line end. Where the grammar forbids the line end, a
     # model that would close the object here cannot, and goes on with digits instead.
-    grammar = f'%llguidance {{}}\nstart: value END?\nvalue: %json {json.dumps(schema)}\nEND: "\\n"\n'
-    return {**rest, "prompt": prompt, "grammar": grammar}
+    value = json.dumps({**schema, "x-guidance": _GUIDANCE})
+    return f'%llguidance {{}}\nstart: value END?\nvalue: %json {value}\nEND: "\\n"\n'
 
 
-def _count_request(path: str, body: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def _constrained_chat(body: Mapping[str, Any], endpoint: Endpoint) -> dict[str, Any]:
+    """The body for a chat route that holds to a schema: vLLM's `structured_outputs`, or the protocol's own form."""
+    rest = {name: value for name, value in body.items() if name not in ("schema", "calls_only")}
+    if rest.get("tools"):
+        rest["tool_choice"] = "none"  # the template still shows the tools; the text is left as it is
+    rest["chat_template_kwargs"] = {"enable_thinking": False}  # thinking first would be text outside the schema
+    if endpoint.capabilities.llguidance:
+        return {**rest, "structured_outputs": {"grammar": _grammar(body["schema"])}}
+    form = {"name": "reply", "strict": True, "schema": body["schema"]}
+    return {**rest, "response_format": {"type": "json_schema", "json_schema": form}}
+
+
+def count_request(path: str, body: Mapping[str, Any], server: Capabilities) -> tuple[str, dict[str, Any]]:
+    """Return the route and the body that ask how many tokens the prompt of a request to `path` takes."""
+    if server.tokenizes_chat:
+        asks = ("model", "messages", "tools", "prompt", "chat_template_kwargs")
+        return TOKENIZE, {name: body[name] for name in asks if name in body}
     if path in (COMPLETION, CONSTRAINED):
         return TOKENIZE, {"content": body["prompt"], "add_special": True, "parse_special": True}
     return COUNT, {name: body[name] for name in ("messages", "tools") if name in body}
 
 
-def _counted(answer: Any) -> int | None:
+def counted(answer: Any) -> int | None:
+    """Read the answer to that; None where it is no count."""
     if not isinstance(answer, Mapping):
         return None
     tokens = answer.get("tokens")
-    count = len(tokens) if isinstance(tokens, list) else answer.get("input_tokens")
+    count = len(tokens) if isinstance(tokens, list) else answer.get("input_tokens", answer.get("count"))
     return count if isinstance(count, int) else None

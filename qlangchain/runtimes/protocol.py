@@ -13,6 +13,7 @@ from typing import Any, Final
 from qlangchain.errors import (
     AuthenticationError,
     EngineBusyError,
+    EngineDiedError,
     EngineError,
     EngineFailedError,
     PromptTooLongError,
@@ -25,6 +26,10 @@ CHAT: Final = "/v1/chat/completions"
 COMPLETION: Final = "/v1/completions"
 CONSTRAINED: Final = "/completion"  # llama.cpp's own route: its grammar holds from the first character on
 
+# The same setting under the name that vLLM has for it.
+_SYNONYMS: Final = {"repeat_penalty": "repetition_penalty"}
+# vLLM's server when its engine process has died under it; it ends itself within a second.
+_ENGINE_DEAD: Final = ("EngineCore encountered an issue", "EngineDeadError")
 # Servers that say it in words: llama.cpp for embeddings, OpenAI and vLLM, text-embeddings-inference.
 _TOO_LONG: Final = re.compile(
     r"input \((?P<a>\d+) tokens\) is (?:too large to process|larger than).*?(?P<b>\d+)"
@@ -50,6 +55,7 @@ class Delta:
     usage: Mapping[str, Any] | None = None
     timings: Mapping[str, Any] | None = None
     model: str | None = None
+    token_ids: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -87,6 +93,9 @@ def body(
 
     """
     chosen = {name: value for name, value in sampling.items() if value is not None and value != []}
+    for ours, theirs in _SYNONYMS.items():
+        if ours in chosen and ours not in capabilities.sampling and theirs in capabilities.sampling:
+            chosen[theirs] = chosen.pop(ours)
     ignored = sorted(set(chosen) - capabilities.sampling)
     if ignored:
         raise UnsupportedRequestError(
@@ -122,6 +131,7 @@ def parse(event: Mapping[str, Any]) -> Delta:
             usage=dict(event.get("usage") or {}) or None,
             timings=dict(event.get("timings") or {}) or None,
             model=event.get("model"),
+            token_ids=tuple(int(token) for token in choice.get("token_ids") or ()),
         )
         if not isinstance(delta.text, str):
             raise TypeError("text")
@@ -169,6 +179,8 @@ def refusal(status: int, answer: Any) -> EngineError:
         return AuthenticationError(f"The server refused the key: {said}.")
     if status in (429, 503):
         return EngineBusyError(f"The server is busy: {said}.")
+    if any(words in said for words in _ENGINE_DEAD):
+        return EngineDiedError(f"The server's engine has died: {said}")
     if status >= 500:
         return EngineFailedError(f"The server failed (HTTP {status}): {said}.")
     return RequestRejectedError(f"The server refused the request (HTTP {status}): {said}.")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
 from qlangchain import settings
 from qlangchain.errors import EngineError, InvalidInputError, ModelNotFoundError, RequestRejectedError
-from qlangchain.runtimes import llamacpp
+from qlangchain.runtimes import llamacpp, vllm
 from qlangchain.runtimes.client import Client
 from qlangchain.types import Capabilities, Endpoint
 
@@ -17,6 +18,8 @@ STANDARD = Capabilities(
     sampling=frozenset({"temperature", "top_p", "max_tokens", "stop", "seed", "presence_penalty", "frequency_penalty"})
 )
 
+# A vLLM that somebody else started: its grammar engine is not known, so schemas go in the protocol's form.
+VLLM: Final = replace(vllm.CAPABILITIES, llguidance=False)
 
 _KNOWN_SECONDS: Final = 60.0  # for so long a server is taken to be what it was; each look costs two requests
 _known: dict[tuple[str, str | None, str | None, bool], tuple[float, Endpoint]] = {}
@@ -57,15 +60,24 @@ def _look(base: str, model: str | None, key: str | None, *, must_list: bool) -> 
     if model is not None and served and model not in served:
         raise ModelNotFoundError(f"{base} does not serve {model!r}.", hint=f"It serves: {', '.join(served[:20])}.")
     name = model or (served[0] if served else "default")
-    is_llama_cpp = any(isinstance(row, dict) and row.get("owned_by") == "llamacpp" for row in _rows(answer))
-    about = _props(client) if is_llama_cpp else {}
+    rows = {str(row.get("id")): row for row in _rows(answer) if isinstance(row, dict)}
+    owners = {row.get("owned_by") for row in rows.values()}
+    about = _props(client) if "llamacpp" in owners else {}
+    if "vllm" in owners:
+        return Endpoint(
+            base_url=base,
+            api_key=key,
+            model=name,
+            capabilities=VLLM,
+            context_length=_whole(rows.get(name, {}).get("max_model_len")),
+        )
     return Endpoint(
         base_url=base,
         api_key=key,
         model=name,
         runtime="remote",
         runtime_version=str(about.get("build_info", "")),
-        capabilities=llamacpp.CAPABILITIES if is_llama_cpp else STANDARD,
+        capabilities=llamacpp.CAPABILITIES if "llamacpp" in owners else STANDARD,
         context_length=_context(about),
     )
 
@@ -104,5 +116,8 @@ def _props(client: Client) -> dict[str, Any]:
 
 def _context(about: dict[str, Any]) -> int | None:
     settings = about.get("default_generation_settings")
-    length = settings.get("n_ctx") if isinstance(settings, dict) else None
-    return length if isinstance(length, int) and length > 0 else None
+    return _whole(settings.get("n_ctx") if isinstance(settings, dict) else None)
+
+
+def _whole(length: object) -> int | None:
+    return length if isinstance(length, int) and not isinstance(length, bool) and length > 0 else None

@@ -47,16 +47,24 @@ class Supervisor:
     """Keeps one server process alive on demand. Safe to call from any thread."""
 
     def __init__(
-        self, name: str, config: dict[str, Any], *, start_timeout: float, command: Sequence[str] | None = None
+        self,
+        name: str,
+        config: dict[str, Any],
+        *,
+        start_timeout: float,
+        command: Sequence[str] | None = None,
+        end: Callable[[int], None] | None = None,
     ) -> None:
         """`config` is what the process serves; `start_timeout` is in seconds.
 
-        `command` is a program that keeps to the protocol of `host.py` (the default) on its stdin and stdout.
+        `command` is a program that keeps to the protocol of `host.py` (the default) on its stdin and stdout. `end`
+        ends what is left of its process group, which it is given; by itself SIGKILL does.
         """
         self.name = name
         self._config = config
         self._command = list(command or child.command(sys.executable, _HOST))
         self._start_timeout = start_timeout
+        self._end = end
         self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
         self._running: Running | None = None
@@ -102,6 +110,8 @@ class Supervisor:
                 process.terminate()
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=3)
+            if self._end is not None:
+                self._end(process.pid)
             _kill_group(process)
             process.wait()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import importlib.util
 import sys
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
@@ -126,6 +127,7 @@ def python_for(method: Method) -> Path:
     )
 
 
+@lru_cache(maxsize=1)
 def engine_version() -> str:
     """Return the name and version of transformers, as far as this environment knows it."""
     try:

@@ -1,31 +1,33 @@
-"""The ladder: what to try next when an engine cannot load what was planned, one careful step at a time.
+"""The ladder: what to try next when an engine cannot run what was planned, one careful step at a time.
 
-Pure. What the user asked for by name (a context length, a concurrency, a format, a GPU) is never changed.
+Pure. What the user asked for by name (a context length, a concurrency, a format, a GPU) is never changed, and never a
+model for a smaller one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Final
 
-from qlangchain.types import Offer, Origin, Plan, Rejection, Requirements, Target
+from qlangchain.selection.costing import SMALLEST_CONTEXT
+from qlangchain.selection.plan import Choice, Plan
+from qlangchain.types import Method, Rejection, Requirements, Target
 
-SMALLEST_CONTEXT: Final = 2048  # tokens; below it most prompts do not fit any more
+_CAN_CACHE_SMALLER = "llamacpp"  # the runtime whose KV cache can be held in q8_0
 
 
-def ladder(plan: Plan, wanted: Requirements, offers: Sequence[Offer]) -> tuple[Plan, ...]:
+def ladder(plan: Plan, wanted: Requirements, *, can_shrink_cache: bool = True) -> tuple[Plan, ...]:
     """Return the plan and its next-best ones, in the order to try them.
 
-    First fewer requests at once, then half of the context and half again, then no layers on the GPU, then the
-    next smaller format that is there or can be made.
+    First fewer requests at once, then a KV cache in 8 bits, then half of the context and half again, then half of the
+    layers on the GPU and none, then the next smaller format, and at last another engine.
     """
     steps = [plan]
 
     def step(what: str, **changes: object) -> None:
         last = steps[-1]
         before = (
-            f"{last.format}, {last.context_length} tokens, {last.slots} at once, {last.gpu_layers} layers on the GPU"
+            f"{last.format} on {last.runtime}, {last.context_length} tokens, {last.slots} at once, "
+            f"{last.gpu_layers} layers on the GPU, KV cache in {last.kv_type}"
         )
         steps.append(
             replace(
@@ -38,18 +40,40 @@ def ladder(plan: Plan, wanted: Requirements, offers: Sequence[Offer]) -> tuple[P
 
     if wanted.concurrency is None and plan.slots > 1:
         step("1 request at once", slots=1)
+    if can_shrink_cache and plan.runtime == _CAN_CACHE_SMALLER and plan.kv_type == "f16":
+        step("a KV cache in q8_0", kv_type="q8_0")
     if wanted.context_length is None:
         while steps[-1].context_length // 2 >= SMALLEST_CONTEXT:
             half = steps[-1].context_length // 2
             step(f"a context of {half} tokens", context_length=half)
     if plan.gpu_layers and wanted.gpu_layers is None and wanted.hardware is not Target.GPU:
+        if plan.gpu_layers > 1:
+            step(f"{plan.gpu_layers // 2} layers on the GPU", gpu_layers=plan.gpu_layers // 2)
         step("no layers on the GPU", gpu_layers=0)
     if wanted.format is None:
-        size = max((o.size_bytes for o in offers if o.format == plan.format), default=0)
-        usable = [o for o in offers if o.origin is not Origin.PRODUCED or wanted.allow_produce]
-        tried = {plan.format}
-        for offer in sorted(usable, key=lambda o: (-o.size_bytes, o.origin is Origin.PRODUCED)):
-            if offer.size_bytes < size and offer.format not in tried:
-                tried.add(offer.format)
-                step(f"the smaller format {offer.format}", format=offer.format, origin=offer.origin)
+        _formats(plan, wanted, step)
     return tuple(steps)
+
+
+def _formats(plan: Plan, wanted: Requirements, step: object) -> None:
+    assert callable(step)
+    size = plan.estimate.parts.get("weights", 0) if plan.estimate else 0
+    tried = {(plan.method, plan.format, plan.runtime)}
+    same = [one for one in plan.runner_ups if one.runtime == plan.runtime and _weights(one) < size]
+    other = [one for one in plan.runner_ups if one.runtime != plan.runtime] if wanted.runtime is None else []
+    for one in [*sorted(same, key=_weights, reverse=True), *other]:
+        place = (one.method, one.format, one.runtime)
+        if place in tried:
+            continue
+        tried.add(place)
+        what = f"the smaller format {one.format}" if one.runtime == plan.runtime else f"{one.format} on {one.runtime}"
+        changes: dict[str, object] = {"method": one.method, "format": one.format}
+        changes |= {"origin": one.origin, "source": one.source}
+        if one.runtime != plan.runtime:
+            changes |= {"runtime": one.runtime, "gpu_layers": one.gpu_layers, "kv_type": one.kv_type}
+            changes |= {"library": "llama.cpp" if one.method is Method.GGUF else one.runtime}
+        step(what, **changes)
+
+
+def _weights(choice: Choice) -> int:
+    return choice.estimate.parts.get("weights", 0)

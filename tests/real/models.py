@@ -139,6 +139,50 @@ def spm_tokenizer(*, size: int = 900) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def gemma_tokenizer(*, size: int = 1400, longest: int = 6) -> dict[str, Any]:
+    """A tokenizer.json like Gemma's: no blank before a text, and runs of blanks and of line ends that are tokens.
+
+    As transformers writes it: the pieces that a user defined have the score 0, above all learned ones, so that the
+    merges that make runs of blanks come first, those with the longer left part before the others.
+    """
+    data = spm_tokenizer(size=size)
+    model = data["model"]
+    marks = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
+    runs = ["▁" * length for length in range(2, longest + 1)]
+    ends = ["\n" * length for length in range(1, 4)]
+    learned = [piece for piece in model["vocab"] if piece not in ("<unk>", "<s>", "</s>")]
+    learned = [piece for piece in learned if "▁▁" not in piece and "\n" not in piece]
+    pieces = [*marks, *ends, *runs, "<table>", *learned]
+    model["vocab"] = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    splits = [(run[:cut], run[cut:]) for run in runs for cut in range(1, len(run))]
+    first = sorted(splits, key=lambda pair: (-len(pair[0]), -len(pair[1])))
+    kept = [merge for merge in model["merges"] if {*merge, "".join(merge)} <= model["vocab"].keys()]
+    model["merges"] = [*map(list, first), *kept]
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    data["added_tokens"] = [
+        {"id": model["vocab"][token], "content": token, **plain, "special": token in marks}
+        for token in [*marks, *ends, *runs, "<table>"]
+    ]
+    data["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    data["pre_tokenizer"] = {
+        "type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False,
+    }  # fmt: skip
+    bos = {"SpecialToken": {"id": "<bos>", "type_id": 0}}
+    data["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [bos, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [bos, {"Sequence": {"id": "A", "type_id": 0}}, bos, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<bos>": {"id": "<bos>", "ids": [2], "tokens": ["<bos>"]}},
+    }
+    data["decoder"] = {
+        "type": "Sequence",
+        "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+        ],
+    }  # fmt: skip
+    return data
+
+
 def save_model(
     directory: Path, kind: str, tokenizer: dict[str, Any], *, dtype: str = "float32", shard: str = "10GB",
     tokenizer_config: dict[str, Any] | None = None, **changes: Any,
@@ -150,7 +194,10 @@ def save_model(
     import torch
     import transformers
 
-    classes = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+    classes = {
+        "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "smollm3": "SmolLM3",
+        "gemma": "Gemma", "gemma2": "Gemma2", "gemma3": "Gemma3", "phi3": "Phi3",
+    }  # fmt: skip
     ids = [*tokenizer["model"]["vocab"].values(), *(token["id"] for token in tokenizer["added_tokens"])]
     vocab = max(ids) + 1
     values: dict[str, Any] = {
@@ -161,7 +208,8 @@ def save_model(
         **changes,
     }  # fmt: skip
     torch.manual_seed(7)
-    config = getattr(transformers, f"{classes[kind]}Config")(**values)
+    name = f"{classes[kind]}TextConfig" if kind == "gemma3" else f"{classes[kind]}Config"
+    config = getattr(transformers, name)(**values)
     model = getattr(transformers, f"{classes[kind]}ForCausalLM")(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -85,7 +85,7 @@ def test_a_built_in_runtime_cannot_be_replaced(monkeypatch: pytest.MonkeyPatch) 
     assert base.load("llamacpp") is LlamaCpp
 
 
-@pytest.mark.parametrize("name", ["", "vllm", "Fake", "a_package_of_others:Runtime"])
+@pytest.mark.parametrize("name", ["", "vLLM", "Fake", "a_package_of_others:Runtime"])
 def test_an_unknown_name_lists_the_known(name: str) -> None:
     with pytest.raises(InvalidInputError) as caught:
         base.load(name)

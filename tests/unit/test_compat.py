@@ -11,13 +11,26 @@ from typing import Any
 
 import pytest
 
-from qlangchain.compat import VLLM, ChatLlamaCpp, Llama, LlamaCpp, LlamaCppEmbeddings, arguments, tables
+from qlangchain.compat import (
+    LLM,
+    VLLM,
+    ChatLlamaCpp,
+    Llama,
+    LlamaCpp,
+    LlamaCppEmbeddings,
+    SamplingParams,
+    arguments,
+    tables,
+)
 from qlangchain.compat.arguments import Fate
-from qlangchain.errors import InvalidInputError, QlangchainWarning, UnsupportedModelError, UnsupportedRequestError
+from qlangchain.errors import InvalidInputError, MissingDependencyError, QlangchainWarning, UnsupportedRequestError
 from qlangchain.models import base
+from qlangchain.selection.architecture import from_config
+from qlangchain.selection.facts import ModelFacts, Offer
 from qlangchain.selection.ladder import ladder
+from qlangchain.selection.plan import Plan
 from qlangchain.selection.planner import make_plan
-from qlangchain.types import EngineFacts, Gpu, Hardware, Method, ModelFacts, Offer, Origin, Plan, Requirements, Target
+from qlangchain.types import EngineFacts, Gpu, Hardware, Method, Origin, Requirements, Target
 
 README = Path(__file__).parents[2] / "README.md"
 START = "<!-- compat table: generated from qlangchain/compat/tables.py, checked by tests/unit/test_compat.py -->\n"
@@ -51,13 +64,34 @@ _VLLM = {
     "use_beam_search": False, "stop": None, "ignore_eos": False, "max_new_tokens": 512, "logprobs": None,
     "dtype": "auto", "download_dir": None, "vllm_kwargs": {}, "client": None,
 }  # fmt: skip
+# vLLM 0.32: LLM and SamplingParams.
+_LLM = {
+    "model": "m.gguf", "runner": "auto", "convert": "auto", "tokenizer": None, "tokenizer_mode": "auto",
+    "skip_tokenizer_init": False, "trust_remote_code": False, "allowed_local_media_path": "",
+    "tensor_parallel_size": 1, "dtype": "auto", "quantization": None, "revision": None, "tokenizer_revision": None,
+    "chat_template": None, "seed": 0, "cpu_offload_gb": 0, "enforce_eager": False, "disable_custom_all_reduce": False,
+    "hf_token": None, "hf_overrides": None, "mm_processor_kwargs": None, "pooler_config": None,
+    "structured_outputs_config": None, "kv_cache_memory_bytes": None, "compilation_config": None,
+    "quantization_config": None, "logits_processors": None,
+}  # fmt: skip
+_SAMPLING_PARAMS = {
+    "n": 1, "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0, "temperature": 1.0,
+    "top_p": 1.0, "top_k": 0, "min_p": 0.0, "seed": None, "stop": None, "stop_token_ids": None, "ignore_eos": False,
+    "max_tokens": 16, "min_tokens": 0, "logprobs": None, "prompt_logprobs": None, "detokenize": True,
+    "skip_special_tokens": True, "spaces_between_special_tokens": True, "include_stop_str_in_output": False,
+    "structured_outputs": None, "logit_bias": None, "allowed_token_ids": None, "extra_args": None, "bad_words": None,
+}  # fmt: skip
 DEFAULTS: dict[Any, dict[str, Any]] = {
     LlamaCpp: _TEXT,
     ChatLlamaCpp: {**_TEXT, "stop": None},
     LlamaCppEmbeddings: {**_FILE, **_COMMON, "f16_kv": False, "device": None},
     Llama: _LLAMA,
     VLLM: _VLLM,
+    LLM: _LLM,
+    SamplingParams: _SAMPLING_PARAMS,
 }
+REQUIRED: dict[Any, dict[str, Any]] = {VLLM: {"model": "m.gguf"}, LLM: {"model": "m.gguf"}, SamplingParams: {}}
+NO_VLLM = r"(VLLM|LLM): (there is no vLLM here|vLLM does not serve GGUF)"
 # Named there too, with defaults that are worth a word here (n_batch=8, verbose=True).
 ANNOUNCED = {"n_batch", "n_ubatch", "verbose"}
 
@@ -79,8 +113,8 @@ def test_every_argument_has_its_fate_and_the_old_defaults_ask_for_nothing(kind: 
     known = tables.README[kind.__name__]
     assert {*defaults, *(ANNOUNCED & set(known))} <= set(known)
     with warnings.catch_warnings():
-        if kind is VLLM:
-            warnings.filterwarnings("ignore", message="VLLM: there is no vLLM", category=QlangchainWarning)
+        if kind in (VLLM, LLM):
+            warnings.filterwarnings("ignore", message=NO_VLLM, category=QlangchainWarning)
         kind(**defaults)
 
 
@@ -95,8 +129,8 @@ def test_a_reason_is_given_for_all_that_is_not_kept(known: arguments.Table) -> N
 @pytest.mark.parametrize("owner", tables.README)
 def test_what_is_refused_raises_with_a_hint_and_what_is_idle_warns_once(owner: str) -> None:
     kind = {kind.__name__: kind for kind in DEFAULTS}[owner]
-    required = {"model": "m.gguf"} if kind is VLLM else _FILE
-    warnings.filterwarnings("ignore", message="VLLM: there is no vLLM", category=QlangchainWarning)
+    required = REQUIRED.get(kind, _FILE)
+    warnings.filterwarnings("ignore", message=NO_VLLM, category=QlangchainWarning)
     for argument in tables.README[owner].values():
         asking = {**required, argument.name: 7}
         if argument.fate is Fate.REFUSED:
@@ -282,17 +316,29 @@ def test_full_precision_weights_are_served_unquantized(
     tmp_path: Path, key: str, own: str, asked: str, format: str
 ) -> None:
     model = checkpoint(tmp_path / "m", **{key: own})
-    with pytest.warns(QlangchainWarning, match=f"no vLLM engine in this version; llama.cpp serves .* as {format}"):
+    with pytest.warns(QlangchainWarning, match=f"no vLLM here .*; llama.cpp serves .* as {format}"):
         assert VLLM(model=str(model), dtype=asked).format == format
 
 
-@pytest.mark.parametrize("method", ["awq", "gptq", "compressed-tensors"])
-def test_quantized_weights_without_a_server_are_refused_with_what_to_do(tmp_path: Path, method: str) -> None:
-    model = checkpoint(tmp_path / "m", quantization_config={"quant_method": method})
-    with pytest.raises(UnsupportedModelError, match=method.upper()) as caught:
-        VLLM(model=str(model))
-    assert "vllm serve" in caught.value.hint
-    assert "endpoint=" in caught.value.hint
+QUANTIZED: dict[str, dict[str, Any]] = {
+    "awq": {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True},
+    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False},
+    "compressed-tensors": {
+        "quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "int"}}}
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [VLLM, LLM])
+@pytest.mark.parametrize("method", QUANTIZED)
+def test_quantized_weights_without_an_engine_are_refused_with_what_to_do(
+    tmp_path: Path, method: str, kind: Any
+) -> None:
+    model = checkpoint(tmp_path / "m", quantization_config=QUANTIZED[method])
+    with pytest.raises(MissingDependencyError, match=method.upper()) as caught:
+        kind(model=str(model))
+    for way in ("qlangchain env create vllm", "vllm serve", "endpoint="):
+        assert way in caught.value.hint
 
 
 def test_a_type_of_weights_that_is_none_is_refused() -> None:
@@ -323,7 +369,7 @@ def test_the_environment_names_the_server(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("QLANGCHAIN_VLLM_ENDPOINT", "http://127.0.0.1:9")
     assert VLLM(model="m").endpoint == "http://127.0.0.1:9"
     assert VLLM().endpoint == "http://127.0.0.1:9"
-    with pytest.warns(QlangchainWarning, match="no vLLM engine"):
+    with pytest.warns(QlangchainWarning, match="vLLM does not serve GGUF"):
         assert VLLM(model="m.gguf", endpoint=None).endpoint is None
 
 
@@ -404,8 +450,14 @@ GIB = 1 << 30
 BOX = Hardware(memory_total=16 * GIB, memory_available=12 * GIB, cores=8, gpus=(Gpu("RTX 4090", 24 * GIB, 22 * GIB),))
 
 
+CONFIG = {
+    "model_type": "llama", "num_hidden_layers": 16, "hidden_size": 2048, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "intermediate_size": 8192, "vocab_size": 128_256, "max_position_embeddings": 4096,
+}  # fmt: skip
+
+
 def planned(**wanted: Any) -> Plan:
-    model = ModelFacts("m", max_context=4096, kv_bytes_per_token=50_000)
+    model = ModelFacts("m", from_config(CONFIG))
     offers = [Offer(Method.GGUF, "Q4_0", Origin.FOUND, GIB)]
     return make_plan(Requirements(**wanted), BOX, model, offers, EngineFacts("llamacpp", "b1", gpu=True), threads=5)
 
@@ -447,7 +499,7 @@ def test_threads_of_the_call_win_over_the_settings() -> None:
 
 def test_a_number_of_layers_that_was_asked_for_is_never_lowered() -> None:
     for layers, lowered in ((None, True), (35, False)):
-        steps = ladder(planned(gpu_layers=layers), Requirements(gpu_layers=layers), [])
+        steps = ladder(planned(gpu_layers=layers), Requirements(gpu_layers=layers))
         assert any(step.gpu_layers == 0 for step in steps) is lowered
 
 

@@ -20,6 +20,7 @@ from qlangchain import errors
 from qlangchain.errors import (
     AccessDeniedError,
     AuthenticationError,
+    DoesNotFitError,
     EngineBusyError,
     EngineDiedError,
     EngineError,
@@ -55,6 +56,7 @@ EXTRAS: dict[type[QlangchainError], dict[str, Any]] = {
     errors.ToolchainError: {"log": "line 1"},
     EngineDiedError: {"partial": "Half an ans", "log": "killed"},
     AccessDeniedError: {"url": "https://huggingface.co/a/b", "alternative": "c/d"},
+    DoesNotFitError: {"missing_bytes": 5},
     HubBusyError: {"retry_after": 60.0},
     NotConnectedError: {"partial": "", "log": "never there"},
     MalformedReplyError: {"text": '{"city": "Par'},

@@ -22,6 +22,7 @@ ORDER = [
     {"produce"},
     {"runtimes"},
     {"pipeline"},
+    {"quantizer"},
     {"models"},
     {"compat"},
     {"evaluate", "chains"},
@@ -88,15 +89,20 @@ def test_only_models_and_the_command_line_know_langchain() -> None:
 def test_the_public_names_are_pinned() -> None:
     assert qlangchain.__all__ == [
         "ChatQuantized",
+        "ModelQuantizer",
         "QuantizedEmbeddings",
         "QuantizedLLM",
         "__version__",
         "choose_quantization_method",
+        "compare",
         "detect_hardware",
+        "evaluate",
         "get_chat_model",
         "get_embeddings",
         "get_llm",
         "plan",
+        "pull",
+        "quantize",
         "set_cache",
     ]
     for name in qlangchain.__all__:

@@ -73,7 +73,7 @@ REFUSALS: list[tuple[dict[str, Any], type[QlangchainError], str]] = [
     ({"quantization_config": {"quant_method": "gptq"}}, UnsupportedModelError, r"already quantized \(gptq\)"),
     ({"auto_map": {"AutoModel": "modeling.X"}}, UnsafeWeightsError, "auto_map"),
     ({"architectures": ["MixtralForCausalLM"], "num_local_experts": 8}, UnsupportedModelError, "mixture of 8 experts"),
-    ({"architectures": ["GemmaForCausalLM"]}, UnsupportedModelError, "Known: LlamaForCausalLM"),
+    ({"architectures": ["OlmoForCausalLM"]}, UnsupportedModelError, "Known: LlamaForCausalLM"),
     ({"architectures": None, "model_type": "bert"}, UnsupportedModelError, "'bert' is not known"),
     ({"hidden_act": "gelu"}, UnsupportedModelError, "activation 'gelu'"),
     ({"partial_rotary_factor": 0.5}, UnsupportedModelError, "full rotary"),

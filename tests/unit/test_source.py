@@ -24,7 +24,8 @@ from qlangchain.errors import (
     UnsupportedModelError,
 )
 from qlangchain.produce import gguf_file as kv
-from qlangchain.types import Method, Offer, Origin
+from qlangchain.selection.facts import Offer
+from qlangchain.types import Method, Origin
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -34,6 +35,8 @@ CONFIG = {
     "hidden_size": 512,
     "num_hidden_layers": 3,
     "max_position_embeddings": 1024,
+    "vocab_size": 64,
+    "intermediate_size": 1024,
 }
 METADATA = {
     "general.architecture": kv.string("llama"),
@@ -137,8 +140,10 @@ def test_gguf_beside_full_precision(model: Path) -> None:
     assert [file.format for file in source.files] == ["Q8_0"]
     assert source.facts.name == model.name
     offers = pipeline.offers(source)
-    assert offers[0] == Offer(Method.GGUF, "Q8_0", Origin.FOUND, source.files[0].size_bytes)
-    assert {offer.origin for offer in offers[1:]} == {Origin.PRODUCED}
+    file, whole = source.files[0], offers[1]
+    assert offers[0] == Offer(Method.GGUF, "Q8_0", Origin.FOUND, file.size_bytes, "file:0", weights=file.weights)
+    assert (whole.method, whole.origin, whole.key) == (Method.NONE, Origin.FOUND, "directory:")
+    assert {offer.origin for offer in offers[2:]} == {Origin.PRODUCED}
 
 
 @pytest.mark.parametrize(
@@ -182,19 +187,30 @@ def test_a_model_in_several_files_is_one_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "metadata",
+    ("metadata", "kv_heads"),
     [
-        {"llama__attention__head_count_kv": kv.int32s([1, 2, 2])},
-        {"llama__attention__head_count": kv.int32s([8, 8, 8])},
-        {"llama__context_length": kv.int32s([1024])},
-        {"llama__embedding_length": kv.int32s([512])},
-        {"llama__block_count": kv.int32s([3])},
-        {"llama__attention__key_length": kv.int32s([64]), "llama__attention__value_length": kv.int32s([64])},
+        ({"llama__attention__head_count_kv": kv.int32s([1, 2, 2])}, 5),
+        ({"llama__attention__head_count": kv.int32s([8, 8, 8])}, 6),
+        ({"llama__feed_forward_length": kv.int32s([64, 64, 64])}, 6),
     ],
 )
-def test_numbers_that_come_as_arrays(tmp_path: Path, metadata: dict[str, bytes]) -> None:
+def test_numbers_for_each_layer(tmp_path: Path, metadata: dict[str, bytes], kv_heads: int) -> None:
     facts = locate(write_gguf(tmp_path / "m.gguf", **metadata)).facts
-    assert (facts.kv_bytes_per_token, facts.max_context) == (3 * 2 * (64 + 64) * 2, 1024)
+    assert (facts.kv_bytes_per_token, facts.max_context) == (kv_heads * (64 + 64) * 2, 1024)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "named"),
+    [
+        ({"llama__context_length": kv.int32s([1024])}, "context_length"),
+        ({"llama__embedding_length": kv.int32s([512])}, "embedding_length"),
+        ({"llama__block_count": kv.int32s([3])}, "block_count"),
+        ({"llama__attention__head_count_kv": kv.int32s([1, 2])}, "head_count_kv"),
+    ],
+)
+def test_a_list_where_llama_cpp_reads_one_number(tmp_path: Path, metadata: dict[str, bytes], named: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=named):
+        locate(write_gguf(tmp_path / "m.gguf", **metadata))
 
 
 # What is not there.
@@ -211,27 +227,17 @@ HUB_IDS = ["Qwen/Qwen2.5-7B-Instruct", "unsloth/Qwen3-4B-GGUF:Q4_K_M", "a/b", "T
 
 
 @pytest.mark.parametrize("name", HUB_IDS)
-def test_a_hub_id_offline(name: str) -> None:
+def test_a_hub_id_is_no_path_and_offline_the_hub_is_not_asked(name: str) -> None:
+    with pytest.raises(ModelNotFoundError):
+        locate(name)
     with pytest.raises(OfflineError) as caught:
-        locate(name, offline=True)
+        pipeline.plan(name, offline=True)
     assert name in caught.value.message
     assert "offline=False" in caught.value.hint
 
 
-@pytest.mark.parametrize("name", HUB_IDS)
-def test_a_hub_id_online(name: str) -> None:
-    with pytest.raises(ModelNotFoundError) as caught:
-        locate(name, offline=False)
-    assert f"hf download {name.split(':', maxsplit=1)[0]} " in caught.value.hint
-
-
-def test_the_settings_decide_what_is_not_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_settings_decide_what_is_not_said() -> None:
     with pytest.raises(OfflineError):
-        pipeline.plan("Qwen/Qwen3-4B")
-    with pytest.raises(ModelNotFoundError):
-        pipeline.plan("Qwen/Qwen3-4B", offline=False)
-    monkeypatch.setenv("QLANGCHAIN_OFFLINE", "0")
-    with pytest.raises(ModelNotFoundError):
         pipeline.plan("Qwen/Qwen3-4B")
 
 
@@ -262,10 +268,9 @@ def test_the_settings_decide_what_is_not_said(monkeypatch: pytest.MonkeyPatch) -
         "/".join(["a" * 200] * 50),
     ],
 )
-@pytest.mark.parametrize("offline", [True, False])
-def test_a_model_that_is_not_there(name: str, offline: bool) -> None:
+def test_a_model_that_is_not_there(name: str) -> None:
     with pytest.raises(ModelNotFoundError) as caught:
-        locate(name, offline=offline)
+        locate(name)
     assert caught.value.hint
     assert len(str(caught.value).encode("utf-8", "backslashreplace")) < 11_000
 
@@ -369,7 +374,7 @@ def test_a_config_that_is_no_json_object(model: Path, content: str) -> None:
         {"num_attention_heads": "many"},
         {"hidden_size": []},
         {"num_hidden_layers": {}},
-        {"max_position_embeddings": None},
+        {"vocab_size": None},
         {"max_position_embeddings": float("inf")},
         {"max_position_embeddings": float("nan")},
         {"head_dim": "wide"},
@@ -382,7 +387,7 @@ def test_a_config_of_another_kind(model: Path, change: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "missing", ["num_attention_heads", "hidden_size", "num_hidden_layers", "max_position_embeddings"]
+    "missing", ["num_attention_heads", "hidden_size", "num_hidden_layers", "vocab_size"]
 )
 def test_a_config_without_what_is_needed(model: Path, missing: str) -> None:
     (model / "config.json").write_text(json.dumps({name: v for name, v in CONFIG.items() if name != missing}))

@@ -1,0 +1,105 @@
+"""The ways to come by a model's weights: what is here, what the hub has, what can be made with what is installed."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from qlangchain.artifacts.candidates import Candidate, Publisher
+from qlangchain.artifacts.source import Source
+from qlangchain.errors import QlangchainError
+from qlangchain.selection.facts import ModelFacts, Offer
+from qlangchain.selection.formats import canonical
+from qlangchain.selection.weights import file_bytes, formats
+from qlangchain.types import Method, Origin, Requirements
+
+HUB: Final = "hub:"  # begins the key of an offer that is a candidate's number on the hub
+MADE: Final = "make:"
+FILE: Final = "file:"
+DIRECTORY: Final = "directory:"
+_NEEDS_QUANTIZER: Final = (
+    "making it needs llama.cpp's quantizer, which is not installed (pip install 'qlangchain[llama-cpp-python]', "
+    "with a C++ compiler)"
+)
+_TRUST: Final = {Publisher.AUTHOR: 0, Publisher.CURATED: 1, Publisher.OTHER: 2}
+# Bits per weight with the scales of their blocks (gguf.GGML_QUANT_SIZES), where the rules do not know a type.
+_BITS: Final = 16
+
+
+def offers(source: Source, wanted: Requirements | None = None) -> list[Offer]:
+    """List what is here, then what the hub has, then what can be made from full-precision weights."""
+    found = [
+        Offer(Method.GGUF, file.format, Origin.FOUND, file.size_bytes, key=f"{FILE}{index}", weights=file.weights)
+        for index, file in enumerate(source.files)
+    ]
+    if source.directory is not None and source.quantization is not None:
+        kind = source.quantization
+        found.append(
+            Offer(
+                kind.scheme, kind.format, Origin.FOUND, source.directory_bytes, key=DIRECTORY,
+                group_size=kind.group_size, symmetric=kind.symmetric is not False, desc_act=bool(kind.desc_act),
+            )
+        )  # fmt: skip
+    allowed = wanted is None or wanted.allow_download
+    if source.hub is not None and allowed:
+        found += [_remote(index, one) for index, one in enumerate(source.hub.candidates)]
+    return found + _makeable(source, allowed)
+
+
+def _remote(index: int, candidate: Candidate) -> Offer:
+    variant = candidate.variant
+    return Offer(
+        method=variant.scheme,
+        format=variant.format,
+        origin=Origin.DOWNLOADED,
+        size_bytes=variant.weight_bytes,
+        key=f"{HUB}{index}",
+        by=candidate.listing.repo if not variant.attribute else f"{candidate.listing.repo} ({variant.attribute})",
+        trust=_TRUST[candidate.publisher],
+        fetch_bytes=variant.size_bytes,
+        imatrix=any("importance matrix" in reason for reason in candidate.reasons),
+        group_size=variant.group_size,
+        symmetric=variant.symmetric is not False,
+        desc_act=bool(variant.desc_act),
+    )
+
+
+def _makeable(source: Source, may_fetch: bool) -> list[Offer]:
+    """GGUF formats that can be made from full-precision weights, which may have to be fetched first."""
+    from qlangchain.produce import gguf, kquants
+
+    fetch = 0
+    if source.weights is None:
+        base = source.hub.full_precision if source.hub and may_fetch else None
+        if base is None:
+            return []
+        fetch = base.variant.size_bytes
+    else:
+        try:
+            gguf.check_architecture(source.weights)
+        except QlangchainError:
+            return []  # an engine that serves the directory as it lies may still do
+    sizes = _Sizes(source.facts, source.weight_bytes or fetch)
+    quantizer = "" if kquants.available() else _NEEDS_QUANTIZER
+    made = []
+    for format in (*gguf.PLAIN_FORMATS, *kquants.FORMATS):
+        why_not = "" if format in gguf.PLAIN_FORMATS else quantizer
+        size = 0 if why_not else sizes.of(format)  # nobody asks for the size of what cannot be made
+        made.append(
+            Offer(
+                Method.GGUF, format, Origin.PRODUCED, size, key=f"{MADE}{format}",
+                fetch_bytes=fetch, write_bytes=size + fetch, why_not=why_not,
+            )
+        )  # fmt: skip
+    return made
+
+
+class _Sizes:
+    """The sizes of files that do not exist yet: by llama.cpp's rules, or else in proportion to the weights."""
+
+    def __init__(self, model: ModelFacts, weight_bytes: int) -> None:
+        self._model, self._weight_bytes = model, weight_bytes
+
+    def of(self, format: str) -> int:
+        if canonical(format) in formats():
+            return file_bytes(self._model.architecture, canonical(format))
+        return self._weight_bytes

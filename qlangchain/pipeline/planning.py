@@ -1,0 +1,148 @@
+"""Planning with what this machine has: its hardware, its engines, what was measured on it before."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from qlangchain import hardware as machine
+from qlangchain import settings
+from qlangchain.artifacts import records
+from qlangchain.artifacts.source import DEMO, Source
+from qlangchain.errors import InvalidInputError, NoWeightsError
+from qlangchain.pipeline.engines import engine_facts, engines
+from qlangchain.pipeline.offering import offers
+from qlangchain.pipeline.requirements import is_offline, requirements
+from qlangchain.pipeline.sources import id_of, source_of
+from qlangchain.runtimes.vllm_command import check_servable
+from qlangchain.selection.plan import Plan
+from qlangchain.selection.planner import plans
+from qlangchain.selection.quality import Verdict
+from qlangchain.selection.speed import Measurement
+from qlangchain.types import Hardware, Method, Requirements
+
+
+def plan(
+    model: str | Path | None = None,
+    *,
+    hardware: str | Hardware = "auto",
+    use_case: str = "personal",
+    precision_required: bool = True,
+    context_length: int | None = None,
+    concurrency: int | None = None,
+    method: str | None = None,
+    format: str | None = None,
+    runtime: str | None = None,
+    allow_produce: bool = True,
+    allow_download: bool = True,
+    threads: int | None = None,
+    gpu_layers: int | None = None,
+    offline: bool | None = None,
+) -> Plan:
+    """Say how a model would be run on this machine, and why. Nothing is fetched, made or started.
+
+    Args:
+        model: "demo", the path of a GGUF file or of a model directory, a hub id such as "Qwen/Qwen3-4B" (with
+            ":Q4_K_M" or "@REVISION" behind it), or an alias of the catalogue; None means the demo model.
+        hardware: "auto", "cpu", "gpu" or "hybrid", or a `Hardware` to plan for another machine.
+        use_case: "production", "research" or "personal".
+        precision_required: whether accuracy comes before size.
+        context_length: tokens per request; None takes the model's own, at most 8,192.
+        concurrency: requests that the engine decodes at once; None takes up to 8 where memory allows.
+        method: "GGUF", "GPTQ", "AWQ", ..., or None.
+        format: such as "Q4_0", where the choice is not left to the planner.
+        runtime: the name of a registered runtime.
+        allow_produce: whether an artifact may be made from full-precision weights.
+        allow_download: whether one may be fetched from the hub.
+        threads: threads of the engine; None asks the settings, or else takes the physical cores.
+        gpu_layers: layers on the GPU, -1 for all; None leaves it to the planner.
+        offline: whether the network is forbidden; None asks the settings.
+
+    """
+    wanted = requirements(
+        hardware="auto" if isinstance(hardware, Hardware) else hardware,
+        use_case=use_case,
+        precision_required=precision_required,
+        context_length=context_length,
+        concurrency=concurrency,
+        method=method,
+        format=format,
+        runtime=runtime,
+        allow_produce=allow_produce,
+        allow_download=allow_download,
+        threads=threads,
+        gpu_layers=gpu_layers,
+    )
+    on = hardware if isinstance(hardware, Hardware) else None
+    source, wanted = located(DEMO if model is None else model, wanted, offline=is_offline(offline), on=on)
+    return choose(source, wanted, on)
+
+
+def located(
+    model: str | os.PathLike[str],
+    wanted: Requirements,
+    *,
+    offline: bool,
+    on: Hardware | None = None,
+    refresh: bool = False,
+) -> tuple[Source, Requirements]:
+    """Return the source of a model, and the requirements with what its name adds to them (`...:Q4_K_M`).
+
+    Where the store has the model, the hub is asked only if nothing there meets the requirements.
+    """
+    id = id_of(model)
+    if id is not None and id.format is not None:
+        if wanted.format not in (None, id.format):
+            raise InvalidInputError(
+                f"{model} names one format, and format={wanted.format!r} another.", hint="Leave out one of them."
+            )
+        wanted = replace(wanted, format=_plain(id.format))
+    methods = served(wanted, on)
+    source = source_of(model, offline=offline, methods=methods, refresh=refresh)
+    if id is not None and source.hub is None and not offline and wanted.allow_download:
+        try:
+            choose(source, wanted, on)
+        except (InvalidInputError, NoWeightsError):
+            source = source_of(model, offline=offline, methods=methods, refresh=True)
+    return source, wanted
+
+
+def _plain(format: str) -> str:
+    from qlangchain.artifacts.names import parse_format
+
+    found = parse_format(format)
+    return found[1] if found else format
+
+
+def served(wanted: Requirements, on: Hardware | None = None) -> tuple[Method, ...]:
+    """Return the methods whose weights an engine of this machine can serve, those of what is wanted only."""
+    if wanted.method is not None:
+        return (wanted.method,)
+    able = engines(wanted.runtime, wanted.hardware, on or machine.detect())
+    return tuple(method for method in Method if any(method in one.methods and one.installed for one in able))
+
+
+def choose(source: Source, wanted: Requirements, on: Hardware | None = None) -> Plan:
+    """Plan for a source that has been located, on this machine or on `on`."""
+    return steps(source, wanted, on)[0]
+
+
+def steps(source: Source, wanted: Requirements, on: Hardware | None = None) -> tuple[Plan, ...]:
+    """Return the plan and those to try in turn where an engine cannot do what was planned."""
+    configured = settings.read()
+    here = on or machine.detect()
+    if wanted.runtime == "vllm" and source.quantization is not None:
+        check_servable(
+            source.quantization, dict(wanted.engine_settings), on_gpu=engine_facts("vllm", wanted.hardware).gpu
+        )
+    return plans(
+        wanted,
+        here,
+        source.facts,
+        offers(source, wanted),
+        engines(wanted.runtime, wanted.hardware, here),
+        threads=configured.threads,
+        runs=records.recall(configured.store, Measurement) if on is None else (),
+        verdicts=records.recall(configured.store, Verdict),
+    )

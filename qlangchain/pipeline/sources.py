@@ -1,0 +1,143 @@
+"""From what the user calls a model to what there is of it: on this machine, in the store, on the hub.
+
+The hub is asked only where nothing on this machine will do, or where the user asks for what is new (`pull`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from qlangchain import catalog, settings
+from qlangchain.artifacts import finding
+from qlangchain.artifacts import source as local
+from qlangchain.artifacts.finding import HubModel
+from qlangchain.artifacts.headers import GgufHeader
+from qlangchain.artifacts.hub import Hub
+from qlangchain.artifacts.model_id import ModelId, parse
+from qlangchain.artifacts.remote_header import read_remote_header
+from qlangchain.artifacts.source import Source, gguf_facts
+from qlangchain.artifacts.store import Store, Stored
+from qlangchain.errors import ModelNotFoundError, NoWeightsError, OfflineError, QlangchainError
+from qlangchain.selection.architecture import from_config
+from qlangchain.selection.facts import ModelFacts
+from qlangchain.types import Method
+
+
+def id_of(model: str | os.PathLike[str]) -> ModelId | None:
+    """Return the hub id that `model` stands for: an id, an alias of the catalogue; None for a path or "demo"."""
+    if not isinstance(model, str) or model == local.DEMO or local.is_path(model):
+        return None
+    if _is_here(model):
+        return None
+    known = catalog.lookup(model.partition(":")[0].partition("@")[0]) if "/" not in model else None
+    if known is not None:
+        head, colon, format = model.partition(":")
+        return parse(f"{known.id}{colon}{format}") if head else None
+    return parse(model)
+
+
+def _is_here(model: str) -> bool:
+    try:
+        return Path(model).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):
+        return False
+
+
+def source_of(
+    model: str | os.PathLike[str],
+    *,
+    offline: bool,
+    methods: Sequence[Method] = (Method.GGUF,),
+    refresh: bool = False,
+) -> Source:
+    """Find a model: a path, "demo", or a hub id, whose artifacts in the store go before the hub.
+
+    `methods` are those that can be served here; with `refresh` the hub is asked in any case.
+
+    Raises:
+        OfflineError: it is not on this machine, and offline mode is on.
+        ModelNotFoundError, NoWeightsError, HubError, ...: as `locate` and `finding.find`.
+
+    """
+    id = id_of(model)
+    if id is None:
+        return local.locate(model)
+    stored = [] if refresh else in_store(id)
+    if stored:
+        return _from_store(id, stored)
+    if offline:
+        raise OfflineError(f"{str(id)!r} is not on this machine, and offline mode is on.")
+    return from_hub(id, methods)
+
+
+def from_hub(id: ModelId, methods: Sequence[Method]) -> Source:
+    """Ask the hub what there is of a model, and read its shape."""
+    hub = Hub(offline=False)
+    found = finding.find(id, hub, methods=methods)
+    return Source(_facts(found, hub), hub=found)
+
+
+def _facts(found: HubModel, hub: Hub) -> ModelFacts:
+    """The model's shape: from its config.json, or from the header of the first GGUF file that can be read."""
+    name = found.base.repo.partition("/")[2]
+    if found.base.config.get("num_hidden_layers") or isinstance(found.base.config.get("text_config"), dict):
+        return ModelFacts(name, from_config(found.base.config))
+    failed: QlangchainError | None = None
+    for candidate in sorted(found.candidates, key=lambda one: one.variant.size_bytes):
+        if candidate.variant.scheme is not Method.GGUF:
+            return ModelFacts(name, from_config(candidate.listing.config))
+        try:
+            header = read_remote_header(hub, candidate.listing, candidate.variant.weights[0].name)
+        except QlangchainError as error:
+            failed = error
+            continue
+        assert isinstance(header, GgufHeader)
+        return replace(gguf_facts(header), name=name)
+    raise failed or NoWeightsError(f"{found.base.repo} holds no weights.", hint="Pass another model.")
+
+
+def in_store(id: ModelId) -> list[Stored]:
+    """Return what the store has for a hub id: the repository's own artifacts, and what was fetched in its name."""
+    store = Store(settings.read().store)
+    wanted = [
+        manifest
+        for manifest in store.manifests()
+        if id.repo in (manifest.repo, manifest.header.get("base"))
+        and (id.revision is None or id.revision in (manifest.revision, manifest.commit))
+        and (id.format is None or _is_format(id.format, str(manifest.format), str(manifest.header.get("label"))))
+    ]
+    wanted.sort(key=lambda manifest: (manifest.created, manifest.id), reverse=True)
+    return [stored for manifest in wanted if (stored := store.get(manifest.id)) is not None]
+
+
+def _is_format(asked: str, *names: str) -> bool:
+    return asked.upper() in (name.upper() for name in names)
+
+
+def _from_store(id: ModelId, stored: Sequence[Stored]) -> Source:
+    """Put together what the artifacts of one model are: GGUF files, and at most one directory of each kind."""
+    parts = []
+    for one in stored:
+        try:
+            parts.append(local.locate(one.path))
+        except QlangchainError:
+            continue  # what has become unreadable is as good as not there
+    if not parts:
+        raise ModelNotFoundError(f"What the store has of {id} cannot be read.", hint="Run `qlangchain cache verify`.")
+    whole = next((part for part in parts if part.weights is not None), None)
+    directory = next((part for part in parts if part.directory is not None), None)
+    first = whole or directory or parts[0]
+    name = stored[0].manifest.model or first.facts.name
+    files = tuple({file.path: file for part in parts for file in part.files}.values())
+    return Source(
+        facts=replace(first.facts, name=name),
+        files=files,
+        weights=whole.weights if whole else None,
+        chat_template=first.chat_template,
+        directory=directory.directory if directory else None,
+        quantization=directory.quantization if directory else None,
+        asked=str(id),
+    )

@@ -1,0 +1,136 @@
+"""Other people's quantizers: run in the environment of their toolchain, checked and published like our own work."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from qlangchain.artifacts.quantization import read_quantization
+from qlangchain.artifacts.source import read_config
+from qlangchain.errors import InvalidInputError, ProductionError, QlangchainWarning
+from qlangchain.quantizer.weights import Weights
+from qlangchain.toolchains import environments, pins, worker
+from qlangchain.toolchains.worker import Progress
+
+_ADAPTERS: Final = "qlangchain.produce.adapters"
+# What each tool makes here, and the module that drives it.
+TOOLS: Final = {
+    "gptqmodel": (("gptq", "awq"), f"{_ADAPTERS}.gptqmodel:quantize"),
+    "autoawq": (("awq",), f"{_ADAPTERS}.autoawq:quantize"),
+    "auto-gptq": (("gptq",), f"{_ADAPTERS}.auto_gptq:quantize"),
+    "llm-compressor": (("w8a8", "w8a16"), f"{_ADAPTERS}.llm_compressor:quantize"),
+}
+_SAMPLES, _LENGTH = 128, 512
+
+
+def check(tool: str, method: str) -> None:
+    """Raise `InvalidInputError` where a tool is not known or does not make this; warn where nobody maintains it."""
+    if tool not in TOOLS or method not in TOOLS[tool][0]:
+        fitting = [name for name, (methods, _) in TOOLS.items() if method in methods]
+        raise InvalidInputError(
+            f"{tool!r} does not make {method.upper()} here.",
+            hint=f"Leave out tool=, or pass {' or '.join(map(repr, fitting))}.",
+        )
+    if not pins.find(tool).maintained:
+        warnings.warn(
+            f"{tool} is no longer maintained; qlangchain's own {method.upper()} needs no tool=.",
+            QlangchainWarning,
+            stacklevel=4,
+        )
+
+
+def make(
+    tool: str,
+    method: str,
+    weights: Weights,
+    target: Path,
+    *,
+    bits: int,
+    group_size: int,
+    desc_act: bool = False,
+    texts: Sequence[str] | None = None,
+    samples: int | None = None,
+    sequence_length: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    cancel: threading.Event | None = None,
+    memory_limit: int | None = None,
+) -> dict[str, Any]:
+    """Have a tool quantize `weights` into the new directory `target`, and return what its check found.
+
+    Raises `MissingDependencyError` with the command that makes its environment, `ProductionError` where it fails or
+    what it made does not pass the check, and `CancelledError`.
+    """
+    environment = environments.require(tool)
+    source = str(weights.directory)
+    arguments: dict[str, Any] = {"source": source}
+    if tool == "autoawq":
+        from qlangchain.produce import calibration
+
+        chosen = calibration.default_texts() if texts is None else list(texts)
+        arguments |= {"texts": chosen, "samples": samples or _SAMPLES, "length": sequence_length or _LENGTH}
+    else:
+        arguments["samples"] = worker.run(
+            "qlangchain.produce.jobs:cut",
+            {"source": source, "texts": texts, "samples": samples, "sequence_length": sequence_length},
+        )
+    if tool == "llm-compressor":
+        arguments["scheme"] = method.upper()
+    else:
+        arguments["group_size"] = group_size
+    if tool == "gptqmodel":
+        arguments["method"] = method
+    if tool in ("gptqmodel", "auto-gptq"):
+        arguments |= {"bits": bits, "desc_act": desc_act}
+    room = target.with_name(f".{target.name}.{tool}")
+    shutil.rmtree(room, ignore_errors=True)  # these tools cannot go on where they were
+    try:
+        room.mkdir(parents=True)
+        arguments["target"] = str(room)
+        worker.run(
+            TOOLS[tool][1], arguments,
+            python=environment.python, progress=progress, cancel=cancel, memory_limit=memory_limit,
+        )  # fmt: skip
+        found = _checked(room, method, weights, progress, cancel)
+        for path in room.rglob("*"):
+            if path.is_file():
+                with path.open("rb+") as file:
+                    os.fsync(file.fileno())
+        os.replace(room, target)
+    except OSError as error:
+        raise ProductionError(f"{target} could not be made: {error}.", hint="Nothing was published.") from error
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
+    return {**found, "tool": tool}
+
+
+def _checked(
+    made: Path,
+    method: str,
+    weights: Weights,
+    progress: Callable[[Progress], None] | None,
+    cancel: threading.Event | None,
+) -> dict[str, Any]:
+    if method in ("w8a8", "w8a16"):
+        quantization = read_quantization(read_config(made))
+        size = sum(path.stat().st_size for path in made.glob("*.safetensors"))
+        if quantization.format != method.upper() or not size:
+            raise ProductionError(
+                f"What was made is {quantization.format}, not {method.upper()}; it was not published.",
+                hint="Choose another method.",
+            )
+        return {"size_bytes": size}
+    found: dict[str, Any] = worker.run(
+        "qlangchain.produce.jobs:verify", {"target": str(made), "source": str(weights.directory)},
+        progress=progress, cancel=cancel,
+    )  # fmt: skip
+    if problems := found.pop("problems"):
+        raise ProductionError(
+            f"What was made does not pass its check, so it was not published: {'; '.join(problems[:3])}",
+            hint="Leave out tool= for qlangchain's own producer, or pass more calibration text.",
+        )
+    return found

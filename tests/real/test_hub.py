@@ -1,0 +1,180 @@
+"""From a hub id to an answer: found, ranked, fetched, verified and served, against a stand-in hub and a real engine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hub import StandIn, seeded
+
+from qlangchain import get_llm, pipeline, plan, pull
+from qlangchain.artifacts.source import DEMO_DIRECTORY
+from qlangchain.artifacts.store import Store
+from qlangchain.errors import (
+    AccessDeniedError,
+    ChecksumError,
+    InvalidInputError,
+    ModelNotFoundError,
+    NoWeightsError,
+    OfflineError,
+    RevisionNotFoundError,
+    UnsupportedModelError,
+)
+from qlangchain.produce.gguf import produce_gguf
+from qlangchain.types import Method, Origin
+
+BASE = "maker/tiny-chat"
+CURATED = "bartowski/tiny-chat-GGUF"
+STRANGER = "somebody/tiny-chat-GGUF"
+
+
+@pytest.fixture(scope="session")
+def ggufs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    directory = tmp_path_factory.mktemp("ggufs")
+    return {
+        format: produce_gguf(DEMO_DIRECTORY, directory / f"tiny-chat-{format}.gguf", format)
+        for format in ("Q8_0", "Q5_1", "Q4_0")
+    }
+
+
+def base_files() -> dict[str, bytes | str | Path]:
+    wanted = ("*.json", "*.jinja", "model.safetensors")
+    return {path.name: path for pattern in wanted for path in sorted(DEMO_DIRECTORY.glob(pattern))}
+
+
+def config() -> dict[str, object]:
+    content: dict[str, object] = json.loads((DEMO_DIRECTORY / "config.json").read_text())
+    return content
+
+
+@pytest.fixture
+def hub(ggufs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandIn]:
+    monkeypatch.setenv("QLANGCHAIN_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("QLANGCHAIN_OFFLINE", "0")
+    quantized = [f"base_model:{BASE}", f"base_model:quantized:{BASE}", "gguf"]
+    with StandIn() as stand_in:
+        monkeypatch.setenv("HF_ENDPOINT", stand_in.url)
+        stand_in.add(BASE, base_files(), licence="apache-2.0", config=config())
+        files: dict[str, bytes | str | Path] = {path.name: path for path in ggufs.values()}
+        files |= {"mmproj-tiny-chat-F16.gguf": b"GGUF" + seeded(4096), "README.md": "# Tiny"}
+        stand_in.add(CURATED, files, licence="apache-2.0", tags=quantized, downloads=10)
+        other = {path.name: path for path in ggufs.values()}
+        stand_in.add(STRANGER, other, licence="apache-2.0", tags=quantized, downloads=1_000_000)
+        yield stand_in
+
+
+def test_a_plan_names_what_would_be_fetched_and_fetches_nothing(hub: StandIn) -> None:
+    chosen = plan(BASE, hardware="cpu", precision_required=False)
+    assert (chosen.method, chosen.format, chosen.origin) == (Method.GGUF, "Q4_0", Origin.DOWNLOADED)
+    assert any(CURATED in reason for reason in chosen.reasons)
+    assert chosen.estimate is not None and chosen.estimate.fetch > 0
+    assert hub.sent("storage") < chosen.estimate.fetch // 4  # headers and small files at most
+
+
+def test_the_right_file_ends_on_the_disk(hub: StandIn, ggufs: dict[str, Path]) -> None:
+    artifact = pull(BASE, format="Q4_0")
+    assert artifact.path.read_bytes() == ggufs["Q4_0"].read_bytes()
+    assert artifact.format == "Q4_0"
+    (stored,) = Store(pipeline.planning.settings.read().store).list()
+    assert (stored.manifest.repo, stored.manifest.licence) == (CURATED, "apache-2.0")
+    assert stored.manifest.header["base"] == BASE
+
+
+def test_it_answers_and_the_second_time_without_a_request(hub: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = get_llm(BASE, hardware="cpu", format="Q8_0", temperature=0, max_tokens=30).invoke("What is GPTQ?")
+    assert "GPTQ" in first
+    hub.requests.clear()
+    pipeline.preparing._prepared.clear()
+    again = get_llm(BASE, hardware="cpu", format="Q8_0", temperature=0, max_tokens=30).invoke("What is GPTQ?")
+    assert again == first
+    assert hub.requests == []
+    monkeypatch.setenv("QLANGCHAIN_OFFLINE", "1")
+    pipeline.preparing._prepared.clear()
+    assert get_llm(BASE, hardware="cpu", temperature=0, max_tokens=30).invoke("What is GPTQ?") == first
+
+
+def test_a_repository_asked_for_by_name_is_taken_from_there(hub: StandIn) -> None:
+    artifact = pull(f"{STRANGER}:Q5_1")
+    (stored,) = Store(pipeline.planning.settings.read().store).list()
+    assert (stored.manifest.repo, artifact.format) == (STRANGER, "Q5_1")
+    assert not any("filter=base_model" in str(seen.path) for seen in hub.requests)
+
+
+def test_what_nobody_has_published_is_made_from_the_base(hub: StandIn) -> None:
+    artifact = pull(BASE, format="Q4_1")
+    assert (artifact.origin, artifact.format) == (Origin.PRODUCED, "Q4_1")
+    assert not any("GGUF" in str(seen.path) and seen.origin == "storage" for seen in hub.requests)
+
+
+def test_a_stranger_that_is_another_model_is_found_out_by_its_header(
+    hub: StandIn, tmp_path: Path, rambling: Path
+) -> None:
+    made = produce_gguf(rambling, tmp_path / "lone-BF16.gguf", "BF16")
+    larger = json.dumps(config() | {"vocab_size": 65536})
+    hub.add("maker/lone", base_files() | {"config.json": larger}, licence="apache-2.0")
+    tags = ["base_model:maker/lone", "base_model:quantized:maker/lone", "gguf"]
+    hub.add("nobody/lone-GGUF", {"lone-BF16.gguf": made}, licence="apache-2.0", tags=tags)
+    with pytest.raises((UnsupportedModelError, NoWeightsError)):
+        pull("maker/lone", format="BF16", allow_produce=False, method="GGUF")
+
+
+def test_corruption_is_never_accepted(hub: StandIn) -> None:
+    hub.fault("corrupt", times=-1, origin="storage", method="GET")
+    with pytest.raises(ChecksumError):
+        pull(f"{CURATED}:Q4_0")
+    hub.heal()
+    assert pull(f"{CURATED}:Q4_0").format == "Q4_0"
+
+
+def test_a_lock_file_pins_and_gives_back_exactly_that(hub: StandIn, tmp_path: Path, ggufs: dict[str, Path]) -> None:
+    lock = tmp_path / "qlangchain.lock"
+    artifact = pull(f"{CURATED}:Q4_0", lock=lock)
+    assert artifact.digest in lock.read_text()
+    hub.add(CURATED, {"tiny-chat-Q4_0.gguf": ggufs["Q8_0"]}, licence="apache-2.0")  # the branch has moved on
+    shutil.rmtree(tmp_path / "home")
+    again = pull(f"{CURATED}:Q4_0", locked=lock)
+    assert again.digest == artifact.digest
+    hub.requests.clear()
+    assert pull(f"{CURATED}:Q4_0", locked=lock).path == again.path
+    assert hub.requests == []
+    with pytest.raises(ModelNotFoundError, match="pins no"):
+        pull("other/model", locked=lock)
+
+
+def test_files_of_the_ordinary_cache_are_used(hub: StandIn, tmp_path: Path, ggufs: dict[str, Path]) -> None:
+    import hashlib
+
+    digest = hashlib.sha256(ggufs["Q4_0"].read_bytes()).hexdigest()
+    blobs = tmp_path / "hf" / "hub" / f"models--{CURATED.replace('/', '--')}" / "blobs"
+    blobs.mkdir(parents=True)
+    shutil.copy(ggufs["Q4_0"], blobs / digest)
+    artifact = pull(f"{CURATED}:Q4_0")
+    assert artifact.digest == digest
+    assert hub.sent("storage") < artifact.size_bytes // 2  # its header was looked at, before it was known to be here
+
+
+@pytest.mark.parametrize(
+    ("model", "error"),
+    [
+        ("maker/missing", ModelNotFoundError),
+        (f"{BASE}@nowhere", RevisionNotFoundError),
+        (f"{CURATED}:Q9_9", InvalidInputError),
+        ("gated/model", AccessDeniedError),
+        ("maker/pickles", NoWeightsError),
+    ],
+)
+def test_what_cannot_be_had_is_said(hub: StandIn, model: str, error: type[Exception]) -> None:
+    hub.add("gated/model", base_files(), gated="manual", config=config())
+    hub.add("maker/pickles", {"pytorch_model.bin": b"x" * 100, "config.json": "{}"})
+    with pytest.raises(error):
+        pull(model, allow_produce=False)
+
+
+def test_offline_asks_nobody(hub: StandIn) -> None:
+    with pytest.raises(OfflineError):
+        pull(BASE, offline=True)
+    assert hub.requests == []
