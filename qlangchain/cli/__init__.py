@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from qlangchain import __version__
-from qlangchain.cli import cache, chat, compare, demo, doctor, env, pull, run
+from qlangchain.cli import cache, chat, compare, demo, doctor, env, pull, quantize, run, verify
 from qlangchain.cli.output import fail
 from qlangchain.errors import QlangchainError
 
@@ -25,6 +25,8 @@ app.command("chat")(chat.chat)
 app.command("doctor")(doctor.doctor)
 app.command("compare")(compare.compare)
 app.command("pull")(pull.pull)
+app.command("quantize")(quantize.quantize)
+app.command("verify")(verify.verify)
 app.add_typer(env.app, name="env")
 app.add_typer(cache.app, name="cache")
 

@@ -26,6 +26,7 @@ def chat(
     fast: options.Fast = False,
 ) -> None:
     """Talk with a model."""
+    from qlangchain.cli.speaking import prepare
     from qlangchain.models.chat import ChatQuantized
 
     with notices():
@@ -40,6 +41,7 @@ def chat(
             endpoint=endpoint,
             precision_required=not fast,
         )
+        prepare(talker, show=True)
         with errors.status("Starting the engine …"):
             talker.warm_up()
         console.print(f"[dim]{_HELP}[/]")

@@ -7,12 +7,15 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from qlangchain.errors import QlangchainError, QlangchainWarning
+
+if TYPE_CHECKING:
+    from qlangchain.artifacts.download import FetchProgress
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -86,6 +89,33 @@ def production_bar(what: str, *, show: bool = True) -> Iterator[Callable[[int, i
             if task is None:
                 task = bar.add_task(what, total=total)
             bar.update(task, completed=done, total=total)
+
+        yield progress
+
+
+@contextlib.contextmanager
+def watching_bars(*, show: bool, deadline: float | None = None) -> Iterator[Any]:
+    """Progress bars for what is fetched and for what is made; each appears only if there is something to show."""
+    from qlangchain.pipeline.realizing import Watching
+
+    with download_bar(show) as fetched, production_bar("making", show=show) as made:
+        yield Watching(made=made, fetched=fetched, deadline=deadline)
+
+
+@contextlib.contextmanager
+def download_bar(show: bool) -> Iterator[Callable[[FetchProgress], None]]:
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=errors, disable=not show) as bar:
+        task = None
+
+        def progress(step: FetchProgress) -> None:
+            nonlocal task
+            if task is None:
+                task = bar.add_task("fetching", total=step.total_bytes)
+            files = f"fetching {step.files_done}/{step.files} files" if step.files > 1 else "fetching"
+            bar.update(task, description=files, completed=step.done_bytes, total=step.total_bytes)
 
         yield progress
 

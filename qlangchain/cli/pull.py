@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from qlangchain.artifacts import lockfile
 from qlangchain.cli import options
-from qlangchain.cli.output import console, errors, notices, print_json, production_bar, size
+from qlangchain.cli.output import console, notices, print_json, size, watching_bars
 from qlangchain.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from qlangchain.artifacts.download import FetchProgress
     from qlangchain.pipeline.pulling import Pull
     from qlangchain.types import Artifact
 
@@ -62,7 +58,7 @@ def pull(
         models = [model] if model else sorted({one.model for one in lockfile.read(lock_file)})
         pulled = []
         for one in models:
-            with _watching(show=not json, deadline=timeout) as watching:
+            with watching_bars(show=not json, deadline=timeout) as watching:
                 if locked:
                     artifact = pulling.pull_locked(one, lock_file, format=format, watching=watching)
                 else:
@@ -101,30 +97,3 @@ def _show(found: Pull) -> None:
         console.print(f"- {escape(reason)}")
     for one in plan.rejected:
         console.print(f"[dim]not {escape(one.choice)}: {escape(one.reason)}[/]")
-
-
-@contextlib.contextmanager
-def _watching(*, show: bool, deadline: float | None) -> Iterator[Any]:
-    """Progress bars for what is fetched and for what is made; each appears only if there is something to show."""
-    from qlangchain.pipeline.realizing import Watching
-
-    with _download_bar(show) as fetched, production_bar("making", show=show) as made:
-        yield Watching(made=made, fetched=fetched, deadline=deadline)
-
-
-@contextlib.contextmanager
-def _download_bar(show: bool) -> Iterator[Callable[[FetchProgress], None]]:
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=errors, disable=not show) as bar:
-        task = None
-
-        def progress(step: FetchProgress) -> None:
-            nonlocal task
-            if task is None:
-                task = bar.add_task("fetching", total=step.total_bytes)
-            files = f"fetching {step.files_done}/{step.files} files" if step.files > 1 else "fetching"
-            bar.update(task, description=files, completed=step.done_bytes, total=step.total_bytes)
-
-        yield progress

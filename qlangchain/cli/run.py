@@ -29,7 +29,7 @@ def run(
     """Ask a model once and print its answer."""
     from langchain_core.messages import HumanMessage, SystemMessage
 
-    from qlangchain.cli.speaking import speak
+    from qlangchain.cli.speaking import prepare, speak
     from qlangchain.models.chat import ChatQuantized
 
     text = sys.stdin.read() if prompt == "-" else prompt
@@ -47,6 +47,7 @@ def run(
             endpoint=endpoint,
             precision_required=not fast,
         )
+        prepare(chat, show=not json)
         messages = [*([SystemMessage(system)] if system else []), HumanMessage(text)]
         spoken = speak(chat, messages, (lambda _: None) if json else _write)
     if json:

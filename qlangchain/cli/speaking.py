@@ -9,6 +9,7 @@ from typing import Any
 
 from langchain_core.messages import AIMessageChunk, BaseMessage
 
+from qlangchain.cli.output import watching_bars
 from qlangchain.models.chat import ChatQuantized
 
 
@@ -36,6 +37,15 @@ class Spoken:
             f"{self.output_tokens} tokens, {self.tokens_per_second:.0f} tokens/s, "
             f"first token after {self.first_token_seconds * 1000:.0f} ms"
         )
+
+
+def prepare(model: ChatQuantized, *, show: bool) -> None:
+    """Fetch or make what the model needs, with progress bars, before it is asked."""
+    from qlangchain.pipeline.realizing import watched
+
+    if model.endpoint is None:
+        with watching_bars(show=show) as watching, watched(watching):
+            _ = model.plan
 
 
 def speak(model: ChatQuantized, messages: Sequence[BaseMessage], show: Callable[[str], None]) -> Spoken:

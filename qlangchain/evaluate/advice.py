@@ -245,7 +245,11 @@ def _smaller(found: Findings) -> Iterator[tuple[str, str, str]]:
             yield f"Halve the context: context_length={half}.", f"{why}, for {found.context:,} tokens", _saved(saved)
         if found.kv_type == "f16" and found.runtime == "llamacpp":
             saved = cache - _cache(found, found.context, found.slots, "q8_0")
-            yield "Keep the KV cache in 8 bits (q8_0).", why, _saved(saved)
+            remedy = (
+                "Keep the KV cache in 8 bits (q8_0): set QLANGCHAIN_MEMORY to what may be taken, and the planner "
+                "does so where f16 does not fit."
+            )
+            yield remedy, why, _saved(saved)
     ladder: list[str] = _data()["steps"]["GGUF"]
     coarser = "Q4_K_M" if not found.is_quantized or found.method is not Method.GGUF else _coarser(found.format, ladder)
     if coarser and found.weights:

@@ -7,6 +7,9 @@ holds inside itself cannot be exchanged, and is refused: half of a chain in anot
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -56,15 +59,43 @@ def _parts(value: Any) -> Iterator[Any]:
 
 
 def _refuse_hidden(value: Runnable[Any, Any]) -> None:
-    """`deps` are the Runnables that LangChain finds in a function's closure."""
-    for hidden in getattr(value, "deps", ()):
-        if next(_found(hidden, set()), None) is not None:
-            named = getattr(value, "name", None) or repr(value)
-            raise InvalidInputError(
-                f"A model is inside the function {named}, where it cannot be exchanged.",
-                hint="Pass a function that makes the chain from a model, and the model: "
-                "evaluate(lambda model: ..., prompts, model=get_chat_model(...)).",
-            )
+    """Look into the functions that a Runnable was made of; LangChain's own `deps` sees only some of what they hold."""
+    if isinstance(value, BaseModel):
+        return
+    for function in vars(value).values():
+        for held in _held(function):
+            if next(_found(held, set()), None) is not None:
+                named = getattr(value, "name", None) or repr(value)
+                raise InvalidInputError(
+                    f"A model is inside the function {named}, where it cannot be exchanged.",
+                    hint="Pass a function that makes the chain from a model, and the model: "
+                    "evaluate(lambda model: ..., prompts, model=get_chat_model(...)).",
+                )
+
+
+def _held(function: Any) -> Iterator[Any]:
+    """What a function can reach by itself: its object, its closure, the globals that it names, bound arguments."""
+    if isinstance(function, functools.partial):
+        yield from (*function.args, *function.keywords.values(), *_held(function.func))
+        return
+    if (owner := getattr(function, "__self__", None)) is not None:
+        yield owner
+    plain = getattr(function, "__func__", function)
+    if not isinstance(plain, types.FunctionType):
+        return
+    for cell in plain.__closure__ or ():
+        with contextlib.suppress(ValueError):  # a name that has no value yet
+            yield cell.cell_contents
+    yield from plain.__defaults__ or ()
+    names = {name for code in _codes(plain.__code__) for name in code.co_names}
+    yield from (plain.__globals__[name] for name in sorted(names & plain.__globals__.keys()))
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _codes(constant)
 
 
 class _Exchange:

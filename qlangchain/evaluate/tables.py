@@ -60,6 +60,36 @@ def answers(found: Comparison) -> Table:
     return Table(f"Answers to {found.prompts} prompts", columns, tuple(cells))
 
 
+def summary(found: Comparison) -> Table:
+    """What each format costs, in one table: size, divergence, and answers where prompts were asked."""
+    cells = []
+    for row in found.rows:
+        if row.size_bytes is None:
+            continue
+        given, figures = row.agreement, row.figures
+        cells.append(
+            (
+                row.format,
+                _size(row.size_bytes),
+                NONE if figures is None else f"{figures.kl:.4f}",
+                NONE if figures is None else f"{figures.ratio - 1:+.1%}",
+                _share(given and given.right),
+                _share(given and given.same),
+                row.runtime or row.answered_by or NONE,
+            )
+        )
+    columns = (
+        "format",
+        "size",
+        "KL divergence",
+        "perplexity",
+        "exact answers",
+        "same as full precision",
+        "answered by",
+    )
+    return Table(f"{found.model}: {found.prompts} prompts, {found.tokens:,} tokens of text", columns, tuple(cells))
+
+
 _SPEED = ("format", "size", "memory", "first token", "tokens/s", "engine")
 _PRECISION = (
     "format",

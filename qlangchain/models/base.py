@@ -38,10 +38,6 @@ SAMPLING: Final = (
 MOST_AT_ONCE: Final = 32  # requests in flight for one batch; the engine queues what exceeds its slots
 # Arguments that decide how an answer is come by, never what it says: they are no part of a cache key.
 _NO_MATTER: Final = frozenset(("api_key", "preload", "timeout", "max_retries", "offline", "fallback"))
-_NO_MODEL: Final = (
-    "No model was given, so the embedded demo model answers; it has a few million parameters and knows only "
-    "quantization. Pass model= with the path of a GGUF file or of a model directory."
-)
 
 
 class Located(BaseModel):
@@ -55,7 +51,7 @@ class Located(BaseModel):
         hide_input_in_errors=True,  # the input may be the API key
     )
 
-    model: str | None = Field(default=None, description="'demo', the path of a GGUF file or of a model directory.")
+    model: str | None = Field(default=None, description="A hub id, an alias, a path, or 'demo'.")
     hardware: str = Field(default="auto", description="'auto', 'cpu', 'gpu' or 'hybrid'.")
     use_case: str = Field(default="personal", description="'production', 'research' or 'personal'.")
     precision_required: bool = Field(default=True, description="Whether accuracy comes before size.")
@@ -65,6 +61,7 @@ class Located(BaseModel):
     format: str | None = Field(default=None, description="Such as 'Q4_0'; None leaves it to the planner.")
     runtime: str | None = Field(default=None, description="A registered runtime; None: llama.cpp.")
     allow_produce: bool = Field(default=True, description="Whether an artifact may be made from full precision.")
+    allow_download: bool = Field(default=True, description="Whether an artifact may be fetched from the hub.")
     threads: int | None = Field(default=None, description="Threads of the engine; None: the physical cores.")
     gpu_layers: int | None = Field(default=None, description="Layers on the GPU, -1 for all; None: by the planner.")
     engine_settings: dict[str, str | int | float | bool] | None = Field(
@@ -77,6 +74,7 @@ class Located(BaseModel):
     timeout: float | None = Field(default=None, gt=0, description="Seconds for a whole answer; None: no limit.")
     max_retries: int = Field(default=2, ge=0, le=20, description="Tries again where nothing began.")
 
+    _kind: ClassVar[str] = "chat"  # of the catalogue's default where no model is named
     _must_list: ClassVar[bool] = True  # an endpoint has to list its models
     _cap_context: ClassVar[bool] = False  # a context longer than the model's is refused
 
@@ -127,6 +125,7 @@ class Located(BaseModel):
             format=self.format,
             runtime=self.runtime,
             allow_produce=self.allow_produce,
+            allow_download=self.allow_download,
             threads=self.threads,
             gpu_layers=self.gpu_layers,
             cap_context=self._cap_context,
@@ -134,12 +133,20 @@ class Located(BaseModel):
         )
 
     def _prepared(self) -> pipeline.Prepared:
-        if self.model is None:
-            notify(_NO_MODEL)
-        prepared = pipeline.prepare(self.model or "demo", self._requirements(), offline=self.offline)
+        prepared = pipeline.prepare(self._named(), self._requirements(), offline=self.offline)
         for notice in prepared.plan.notices:
             notify(notice)
         return prepared
+
+    def _named(self) -> str:
+        """The model that answers: the one that was named, or the default of this machine, with a notice."""
+        if self.model is not None:
+            return self.model
+        chosen = pipeline.default_model(
+            self._requirements().hardware, offline=pipeline.is_offline(self.offline), kind=self._kind
+        )
+        notify(chosen.notice)
+        return chosen.model
 
     def _channel(self) -> Channel:
         if not self.endpoint:
@@ -224,7 +231,7 @@ class Quantized(Located):
         """Take the next-best plan from now on, where falling back is allowed and there is one."""
         if not self.fallback or self.endpoint:
             return False
-        return pipeline.descend(self.model or "demo", self._requirements(), offline=self.offline)
+        return pipeline.descend(self._named(), self._requirements(), offline=self.offline)
 
     def get_token_ids(self, text: str) -> list[int]:
         """Return the ids that the model's own tokenizer gives for a text, which its engine is asked for."""

@@ -61,7 +61,7 @@ class ChatQuantized(CachedCalls, Quantized, BaseChatModel):
         return self._traced(super()._get_ls_params(stop=stop, **kwargs), stop, kwargs)
 
     def _resolve_model_profile(self) -> ModelProfile | None:
-        return None if self.endpoint else profile_of(self.model or "demo", self.context_length, offline=self.offline)
+        return None if self.endpoint else profile_of(self.model or "demo", self.context_length)
 
     def bind_tools(
         self,

@@ -67,6 +67,7 @@ class QuantizedEmbeddings(Located, Embeddings):
     # text-embeddings-inference accepts 32 texts in a request unless it is told otherwise.
     batch_size: int = Field(default=32, ge=1, le=4096, description="Texts in one request.")
 
+    _kind: ClassVar[str] = "embedding"
     _must_list: ClassVar[bool] = False
 
     @model_validator(mode="after")

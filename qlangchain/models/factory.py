@@ -14,12 +14,13 @@ def get_llm(model: str | PathLike[str] | None = None, **arguments: Any) -> Quant
     """Make a LangChain text model that composes with prompts on both sides.
 
     Args:
-        model: "demo", the path of a GGUF file, or the path of a model directory. None takes the embedded demo
-            model and says so.
+        model: a hub id such as "Qwen/Qwen3-4B" (":Q4_K_M" and "@REVISION" may stand behind it), an alias of the
+            catalogue, the path of a GGUF file or of a model directory, or "demo". None takes the catalogue's default
+            for this machine where the store or the hub has it, else the embedded demo model, and says so.
         **arguments: those of `plan` (hardware, use_case, precision_required, context_length, concurrency,
-            method, format, runtime, allow_produce, threads, gpu_layers, offline), of sampling (temperature,
-            top_p, top_k, min_p, max_tokens, seed, stop, ...), endpoint= and api_key= for a server that runs
-            already, timeout, max_retries, preload, raw, and whatever LangChain's BaseLLM takes.
+            method, format, runtime, allow_produce, allow_download, threads, gpu_layers, offline), of sampling
+            (temperature, top_p, top_k, min_p, max_tokens, seed, stop, ...), endpoint= and api_key= for a server that
+            runs already, timeout, max_retries, preload, raw, and whatever LangChain's BaseLLM takes.
 
     Nothing is loaded before the first call, unless `preload=True`.
 

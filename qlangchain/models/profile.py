@@ -8,7 +8,7 @@ from qlangchain import pipeline
 from qlangchain.selection.costing import DEFAULT_CONTEXT
 
 
-def profile_of(model: str, context_length: int | None, *, offline: bool | None) -> ModelProfile:
+def profile_of(model: str, context_length: int | None) -> ModelProfile:
     """Return the profile of a model on this machine.
 
     The input may take as many tokens as the context has, and so may the output. Tools can be forced on any

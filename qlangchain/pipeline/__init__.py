@@ -5,6 +5,7 @@ Each step is a plain function, so that the command line and other programs can s
 
 from __future__ import annotations
 
+from qlangchain.pipeline.defaulting import default_model
 from qlangchain.pipeline.engines import DIRECTORY_RUNTIMES, engine_facts, engines
 from qlangchain.pipeline.offering import offers
 from qlangchain.pipeline.planning import choose, plan, steps
@@ -20,6 +21,7 @@ __all__ = [
     "Pull",
     "Watching",
     "choose",
+    "default_model",
     "descend",
     "engine_facts",
     "engines",

@@ -47,11 +47,22 @@ def engine_facts(runtime: str, target: Target, hardware: Hardware | None = None)
     if runtime == "vllm":
         return _vllm(methods)
     if runtime == "transformers":
-        from qlangchain.runtimes import transformers
-
-        gpu = has_gpu and transformers.supports_gpu()
-        return EngineFacts(runtime, transformers.engine_version(), gpu=gpu, methods=methods)
+        return _transformers(has_gpu)
     return EngineFacts(runtime, runtime, gpu=target is not Target.CPU, methods=methods)
+
+
+def _transformers(has_gpu: bool) -> EngineFacts:
+    """What transformers serves depends on what is installed beside it, here or in its toolchain."""
+    from qlangchain.runtimes import transformers
+
+    every = METHODS["transformers"]
+    able = frozenset(method for method in every if transformers.is_there(method))
+    gpu = bool(able) and has_gpu and transformers.supports_gpu()
+    hint = transformers.install_hint(Method.GPTQ if Method.NONE in able else Method.NONE)
+    return EngineFacts(
+        "transformers", transformers.engine_version(), gpu=gpu, methods=able or every, installed=bool(able),
+        install_hint=hint,
+    )  # fmt: skip
 
 
 def _vllm(methods: frozenset[Method]) -> EngineFacts:

@@ -35,7 +35,7 @@ def offers(source: Source, wanted: Requirements | None = None) -> list[Offer]:
         kind = source.quantization
         found.append(
             Offer(
-                kind.scheme, kind.format, Origin.FOUND, source.directory_bytes, key=DIRECTORY,
+                kind.scheme, _format(source), Origin.FOUND, source.directory_bytes, key=DIRECTORY,
                 group_size=kind.group_size, symmetric=kind.symmetric is not False, desc_act=bool(kind.desc_act),
             )
         )  # fmt: skip
@@ -43,6 +43,15 @@ def offers(source: Source, wanted: Requirements | None = None) -> list[Offer]:
     if source.hub is not None and allowed:
         found += [_remote(index, one) for index, one in enumerate(source.hub.candidates)]
     return found + _makeable(source, allowed)
+
+
+def _format(source: Source) -> str:
+    """The format of a directory; full precision that its config does not name goes by the bytes of a parameter."""
+    assert source.quantization is not None
+    kind = source.quantization
+    if kind.scheme is not Method.NONE or kind.format != "unknown":
+        return kind.format
+    return "F32" if source.directory_bytes > 3 * source.facts.parameters else "F16"
 
 
 def _remote(index: int, candidate: Candidate) -> Offer:

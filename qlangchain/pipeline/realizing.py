@@ -47,7 +47,7 @@ _watching: ContextVar[Watching] = ContextVar("watching", default=Watching())  # 
 
 @contextlib.contextmanager
 def watched(watching: Watching) -> Iterator[None]:
-    """Have what is fetched or made inside this block watched, also where it happens deep inside a model's first call."""
+    """Have what is fetched or made inside this block watched, also deep inside a model's first call."""
     token = _watching.set(watching)
     try:
         yield
@@ -55,9 +55,7 @@ def watched(watching: Watching) -> Iterator[None]:
         _watching.reset(token)
 
 
-def realize(
-    source: Source, plan: Plan, watching: Watching | None = None, *, offline: bool | None = None
-) -> Artifact:
+def realize(source: Source, plan: Plan, watching: Watching | None = None, *, offline: bool | None = None) -> Artifact:
     """Return the artifact that the plan names: what is here, what is fetched, or what is made and kept in the store.
 
     Raises:

@@ -82,7 +82,6 @@ class Checkpoint:
                     )
                 yield values
 
-
     def rows(self, name: str, start: int, count: int) -> npt.NDArray[np.float32]:
         """`count` rows of a tensor from `start` on as float32, shape (count, columns); a vector is one row."""
         tensor = self.tensors[name]

@@ -18,6 +18,7 @@ from qlangchain.errors import UnsupportedModelError
 
 _CONVERTER = 200 << 20  # Python, numpy and the chunks of the converter: at most 300 MiB
 _EFFICIENCY = 0.4  # of the speed of a large multiplication, over everything that is not one
+_START = 12.0  # seconds for two children to load torch and transformers
 _CHECK_TOKENS = 2048  # three models run beside each other in the check
 _SHARE = 2.6  # forward passes of a block that GPTQ makes: each step runs it up to its layers again
 _AWQ_GRID = 20  # scales that are tried
@@ -90,7 +91,9 @@ def blocks(source: Path, method: str, bits: int, group_size: int, tokens: Sequen
     outer = sum(decoder.checkpoint.tensors[name].nbytes for name in decoder.outer_tensors())
     span = group_size if group_size > 0 else decoder.hidden_size
     layers = sum(columns * rows for columns, rows in decoder.linear_shapes().values())
-    return Estimate(work / multiplications(), needs.memory, needs.disk, int(layers * (bits / 8 + 3 / span)) + outer)
+    return Estimate(
+        _START + work / multiplications(), needs.memory, needs.disk, int(layers * (bits / 8 + 3 / span)) + outer
+    )
 
 
 def multiplications() -> float:

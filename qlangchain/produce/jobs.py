@@ -214,9 +214,7 @@ def estimate(
     return asdict(estimates.blocks(Path(source), method, bits, group_size, (count, length)))
 
 
-def cut(
-    source: str, texts: Sequence[str] | None, samples: int | None, sequence_length: int | None
-) -> list[list[int]]:
+def cut(source: str, texts: Sequence[str] | None, samples: int | None, sequence_length: int | None) -> list[list[int]]:
     """The samples of token ids that our own producers would calibrate on, for other people's."""
     from qlangchain.produce import calibration
 

@@ -98,8 +98,9 @@ def verify_directory(
         names = found.layers()
         for done, name in enumerate(names, 1):
             layer = found.layer(name)
-            problems += _layer_problems(found.scheme, name, layer)
-            if checkpoint is not None:
+            faults = list(_layer_problems(found.scheme, name, layer))
+            problems += faults
+            if checkpoint is not None and not faults:
                 layers.append(_compare(found, checkpoint, name, layer))
             if progress:
                 progress("compare", done, len(names))
@@ -225,11 +226,10 @@ def _layer_problems(scheme: Scheme, name: str, layer: QuantizedLinear) -> Iterat
 def _compare(found: QuantizedFiles, checkpoint: Checkpoint, name: str, layer: QuantizedLinear) -> LayerError:
     full = f"{name}.weight" if f"{name}.weight" in checkpoint.tensors else "model.embed_tokens.weight"
     weights: Values = np.ascontiguousarray(np.concatenate(list(checkpoint.chunks(full))).T)
-    with np.errstate(all="ignore"):  # scales that are no numbers are reported as such
-        values = layer.dequantized()
-        if found.scheme.method == "awq":
-            values = _unscaled(values, weights)
-        relative = _relative(values, weights)
+    values = layer.dequantized()
+    if found.scheme.method == "awq":
+        values = _unscaled(values, weights)
+    relative = _relative(values, weights)
     return LayerError(name, relative, _relative(nearest(weights, found.scheme), weights))
 
 

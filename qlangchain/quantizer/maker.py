@@ -75,6 +75,10 @@ class ModelQuantizer:
             self._weights = full_precision(self.model_path, offline=self._offline, cancel=self._cancel)
         return self._weights
 
+    def watch(self, progress: Callable[[Progress], None] | None) -> None:
+        """Tell `progress` from now on."""
+        self._watching["progress"] = progress
+
     def quantize_gptq(
         self,
         bits: int = 4,
@@ -104,7 +108,9 @@ class ModelQuantizer:
 
         GptqRecipe(bits, group_size, desc_act)  # refuses what is wrong before anything is fetched
         settings = {"bits": bits, "group_size": group_size, "desc_act": desc_act}
-        return self._directory("gptq", f"gptq-{bits}bit", f"INT{bits}", settings, dataset, samples, sequence_length, tool)
+        return self._directory(
+            "gptq", f"gptq-{bits}bit", f"INT{bits}", settings, dataset, samples, sequence_length, tool
+        )
 
     def quantize_awq(
         self,
@@ -148,9 +154,7 @@ class ModelQuantizer:
         if word not in ("w8a8", "w8a16"):
             raise InvalidInputError(f"The scheme {scheme!r} is not known.", hint="Known: gptq, W8A16, W8A8.")
         settings = {"bits": 8, "group_size": -1}
-        return self._directory(
-            word, word, word.upper(), settings, dataset, samples, sequence_length, "llm-compressor"
-        )
+        return self._directory(word, word, word.upper(), settings, dataset, samples, sequence_length, "llm-compressor")
 
     def quantize_gguf(
         self,
@@ -278,9 +282,7 @@ class ModelQuantizer:
     def _refuse(self, target: Path) -> None:
         is_there = any(target.iterdir()) if target.is_dir() else target.exists()
         if is_there and not self.overwrite:
-            raise InvalidInputError(
-                f"{target} exists already.", hint="Pass overwrite=True, or another output_dir."
-            )
+            raise InvalidInputError(f"{target} exists already.", hint="Pass overwrite=True, or another output_dir.")
 
     def _done(self, found: dict[str, Any], target: Path, method: str, format: str, start: float) -> None:
         self.made = Made.of(
@@ -339,9 +341,7 @@ def quantize(
 
     known = inspect.signature(make).parameters
     if unknown := settings.keys() - known.keys():
-        raise InvalidInputError(
-            f"{word} has no setting {min(unknown)!r}.", hint=f"Known: {', '.join(known)}."
-        )
+        raise InvalidInputError(f"{word} has no setting {min(unknown)!r}.", hint=f"Known: {', '.join(known)}.")
     make(**settings)
     assert quantizer.made is not None
     return quantizer.made

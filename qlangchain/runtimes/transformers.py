@@ -19,7 +19,7 @@ from qlangchain.errors import EngineError, EngineStartError, MissingDependencyEr
 from qlangchain.runtimes import protocol
 from qlangchain.runtimes.client import Client
 from qlangchain.runtimes.supervisor import Running, Supervisor
-from qlangchain.toolchains import child
+from qlangchain.toolchains import child, environments
 from qlangchain.types import Artifact, Capabilities, Endpoint, EngineOptions, Method
 
 CAPABILITIES = Capabilities(
@@ -32,6 +32,7 @@ CAPABILITIES = Capabilities(
     tokenize=True,
     sampling=frozenset(("temperature", "top_p", "top_k", "min_p", "seed", "stop", "max_tokens")),
 )
+_TOOLCHAIN: Final = "gptqmodel"
 _MODULE: Final = "qlangchain.runtimes.transformers_server"
 _SERVER: Final = ("torch", "transformers", "starlette", "uvicorn", "llguidance")
 # transformers 5.23 loads GPTQ only with both, and AWQ with gptqmodel (autoawq is no longer used at all).
@@ -120,11 +121,27 @@ def python_for(method: Method) -> Path:
     lacking = missing(method)
     if not lacking:
         return Path(sys.executable)
+    toolchain = environments.locate(_TOOLCHAIN)
+    if toolchain is not None:
+        return toolchain.python
+    weights = "full-precision" if method is Method.NONE else method
     raise MissingDependencyError(
-        f"The transformers runtime needs {', '.join(lacking)} for {method} weights.",
-        hint="pip install 'qlangchain[transformers]'"
-        + (" and `qlangchain env create gptqmodel` for GPTQ and AWQ." if method in _KERNELS else "."),
+        f"The transformers runtime needs {', '.join(lacking)} for {weights} weights.", hint=install_hint(method)
     )
+
+
+def is_there(method: Method) -> bool:
+    """Whether weights of that method can be served, here or in the toolchain; nothing is run to find out."""
+    try:
+        python_for(method)
+    except MissingDependencyError:
+        return False
+    return True
+
+
+def install_hint(method: Method) -> str:
+    """Say how to get what the weights need."""
+    return f"qlangchain env create {_TOOLCHAIN}" if method in _KERNELS else "pip install 'qlangchain[transformers]'"
 
 
 @lru_cache(maxsize=1)

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from pathlib import Path
 from typing import Any, Final, TextIO
 
 from qlangchain.runtimes.host import announce_port, free_port, is_healthy
@@ -36,8 +37,22 @@ def main() -> None:
     config = json.loads(sys.stdin.readline())
     announce = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    scratch = tempfile.mkdtemp(prefix="qlangchain-")
+    scratch = _make_scratch()
     os._exit(_Tree(config, scratch).run(announce))
+
+
+def _scratch_of(group: int) -> Path:
+    """Where the sockets of a tree lie; named by its group, so that who ends the group can remove them."""
+    return Path(tempfile.gettempdir()) / f"qlangchain-{group}"
+
+
+def _make_scratch() -> str:
+    path = _scratch_of(os.getpgid(0))
+    try:
+        path.mkdir(mode=0o700)  # fails where anything is there already, also a link
+    except OSError:
+        return tempfile.mkdtemp(prefix="qlangchain-")
+    return str(path)
 
 
 class _Tree:
@@ -102,7 +117,10 @@ class _Tree:
 
 
 def end_group(group: int) -> None:
-    """End all other processes of a group: the resource trackers last, after what they have to remove is let go."""
+    """End all other processes of a group: the resource trackers last, after what they have to remove is let go.
+
+    The group is that of a host, which may itself be dead; its sockets are removed as well.
+    """
     import psutil
 
     trackers = []
@@ -116,6 +134,7 @@ def end_group(group: int) -> None:
         _, stubborn = psutil.wait_procs(trackers, timeout=_TRACKING)
         for process in stubborn:
             process.kill()
+    shutil.rmtree(_scratch_of(group), ignore_errors=True)
 
 
 def _members(group: int) -> list[Any]:

@@ -7,22 +7,22 @@ here as far as they were not asked for: as much as fits, and the caches of other
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final
 
 from qlangchain.errors import InvalidInputError
-from qlangchain.selection import kernels, memory, speed
+from qlangchain.selection import kernels, speed
 from qlangchain.selection.explain import size
 from qlangchain.selection.facts import ModelFacts, Offer
 from qlangchain.selection.formats import canonical
-from qlangchain.selection.kv_cache import Load, kv_bytes
-from qlangchain.selection.layers import Attention
+from qlangchain.selection.layers import Architecture, Attention
+from qlangchain.selection.placing import LLAMA, Place, Setting, Shortage, Situation, gpu_free, kv_per_request, place
 from qlangchain.selection.plan import Estimate, Range
 from qlangchain.selection.quality import Quality, Verdict, quality
-from qlangchain.selection.speed import Measurement
 from qlangchain.selection.weights import Weights, formats, predicted
-from qlangchain.types import EngineFacts, Hardware, Method, Origin, Rejection, Requirements, Target
+from qlangchain.types import EngineFacts, Method, Origin, Rejection, Requirements, Target, UseCase
 
 DEFAULT_CONTEXT: Final = 8192  # tokens; the longest context of a new model would take more memory than its weights
 SMALLEST_CONTEXT: Final = 2048  # tokens; below it most prompts do not fit any more
@@ -30,41 +30,24 @@ MIN_CONTEXT: Final = 16
 DEFAULT_SLOTS: Final = 8
 # How full the context is when the speed is predicted: most conversations use a part of it.
 _FILL: Final = 0.25
-LLAMA: Final = frozenset(("llamacpp", "llama-cpp-python"))
-# What the other engines' processes take beside weights and cache: torch and its kernels (measured with
-# transformers 5.23 on a CPU: 430 to 650 MiB resident with a model of 21 MB; vLLM adds its own workers).
-_OVERHEAD: Final = {"transformers": 650 << 20, "vllm": 2048 << 20}
-_GIB: Final = 1 << 30
-# The engine's process is not told yet to keep the experts of single layers on the CPU.
-_EXPERTS_FIRST: Final = False
-
-
-@dataclass(frozen=True, slots=True)
-class Situation:
-    """Everything that is the same for all candidates of one plan."""
-
-    wanted: Requirements
-    hardware: Hardware
-    model: ModelFacts
-    target: Target
-    threads: int
-    runs: Sequence[Measurement] = ()
-    verdicts: Sequence[Verdict] = ()
+_PERSONAL_SHARE: Final = 0.75  # of the free memory; the rest is for a person's other programs
+_Speeds = tuple[speed.Speed, speed.Speed, speed.Speed]  # decode, prefill, all requests together
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """An offer on an engine that would work, with what it would be started with."""
+    """An offer on an engine that would work, with what it would be started with.
+
+    `crowded` says that it leaves other programs too little memory, even with one request at a time.
+    """
 
     offer: Offer
     engine: EngineFacts
-    context: int
-    slots: int
-    kv_type: str
+    setting: Setting
     gpu_layers: int
     estimate: Estimate
     quality: Quality
-    cpu_experts: int = 0
+    crowded: bool = False
 
     @property
     def label(self) -> str:
@@ -74,33 +57,28 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Misfit:
-    """What does not fit, and by how much: `missing` bytes at its smallest."""
+    """What cannot be, and why; `missing` are the bytes that it lacks at its smallest, 0 where that is not the cause."""
 
+    offer: Offer
     rejection: Rejection
     missing: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Setting:
-    context: int
-    slots: int
-    kv_type: str
-
-
 def cost(offer: Offer, engine: EngineFacts, at: Situation) -> Option | Misfit:
     """Cost one offer on one engine."""
+    name = f"{offer.label} on {engine.runtime}"
     if reason := _refusal(offer, engine, at):
-        return Misfit(Rejection(_name(offer, engine), reason))
+        return Misfit(offer, Rejection(name, reason))
     weights = weights_of(offer, at.model)
-    smallest: Misfit | None = None
-    for setting in _settings(weights, offer, engine, at):
-        found = _placed(offer, engine, weights, setting, at)
+    smallest: Shortage | None = None
+    for context, kv_type in _contexts(engine, at):
+        found = _widest(offer, engine, weights, Setting(context, 1, kv_type), at)
         if isinstance(found, Option):
             return found
         if smallest is None or found.missing < smallest.missing:
             smallest = found
-    assert smallest is not None  # there is at least one setting
-    return smallest
+    assert smallest is not None  # there is at least one context
+    return Misfit(offer, Rejection(name, smallest.reason), smallest.missing)
 
 
 def context_of(wanted: Requirements, model: ModelFacts, reasons: list[str], notices: list[str]) -> int:
@@ -137,11 +115,16 @@ def weights_of(offer: Offer, model: ModelFacts) -> Weights:
     if known and offer.origin is Origin.PRODUCED:
         return shape
     # What is there or listed has a size, which beats any rule; the rule still tells how it is spread.
-    factor = offer.size_bytes / max(shape.total, 1)
+    return _scaled(shape, offer.format, offer.size_bytes)
+
+
+@lru_cache(maxsize=256)
+def _scaled(shape: Weights, format: str, size_bytes: int) -> Weights:
+    factor = size_bytes / max(shape.total, 1)
     return replace(
         shape,
-        format=offer.format,
-        total=offer.size_bytes,
+        format=format,
+        total=size_bytes,
         embedding=int(shape.embedding * factor),
         output=int(shape.output * factor),
         layers=tuple(int(layer * factor) for layer in shape.layers),
@@ -150,140 +133,97 @@ def weights_of(offer: Offer, model: ModelFacts) -> Weights:
     )
 
 
-def _name(offer: Offer, engine: EngineFacts) -> str:
-    return f"{offer.label} on {engine.runtime}"
-
-
 def _refusal(offer: Offer, engine: EngineFacts, at: Situation) -> str:
     """Say why this pair is out of the question, apart from memory; empty where nothing speaks against it."""
-    wanted, hardware = at.wanted, at.hardware
     if offer.method not in engine.methods:
         return f"{engine.runtime} does not serve {offer.method} weights"
     if not engine.installed:
-        return f"{engine.runtime} is not installed ({engine.install_hint})"
-    if offer.origin is Origin.PRODUCED and not wanted.allow_produce:
-        return "it would have to be made, and allow_produce=False"
+        return f"{engine.runtime} is not installed ({engine.install_hint.rstrip('.')})"
     if offer.why_not:
         return offer.why_not
-    on_gpu = at.target is not Target.CPU and engine.gpu and hardware.has_gpu
+    on_gpu = at.on_gpu(engine)
     if at.target is Target.GPU and not on_gpu:
         return f"{engine.version} cannot use the GPU"
     method = offer.method if offer.method in (Method.GPTQ, Method.AWQ) else None
     if reason := kernels.supported(
         offer.format,
         engine.runtime,
-        hardware.gpus[0] if on_gpu else None,
+        at.hardware.gpus[0] if on_gpu else None,
         method=method,
-        flags=hardware.flags,
+        flags=at.hardware.flags,
         symmetric=offer.symmetric,
         desc_act=offer.desc_act,
     ):
         return reason
-    needed = offer.fetch_bytes + offer.write_bytes
-    if hardware.disk_free is not None and needed > hardware.disk_free:
-        return f"it takes {size(needed)} of disk, and {size(hardware.disk_free)} are free"
+    needed, free = offer.fetch_bytes + offer.write_bytes, at.hardware.disk_free
+    if free is not None and needed > free:
+        return f"it takes {size(needed)} of disk, and {size(free)} are free"
     return ""
 
 
-def _settings(weights: Weights, offer: Offer, engine: EngineFacts, at: Situation) -> Iterator[_Setting]:
-    """Yield what to try, the best first: all slots, one slot, a KV cache in 8 bits, then half of the context."""
-    wanted, model = at.wanted, at.model
-    context = context_of(wanted, model, [], [])
+def _contexts(engine: EngineFacts, at: Situation) -> Iterator[tuple[int, str]]:
+    """Yield what to try, the best first: the context, then with a KV cache in 8 bits, then half of it."""
+    context = context_of(at.wanted, at.model, [], [])
     while True:
-        slots = wanted.concurrency or _slots(context, weights, engine, at)
-        yield _Setting(context, slots, "f16")
-        if wanted.concurrency is None and slots > 1:
-            yield _Setting(context, 1, "f16")
-        if engine.runtime in LLAMA and can_shrink_cache(model):
-            yield _Setting(context, wanted.concurrency or 1, "q8_0")
-        if wanted.context_length is not None or context // 2 < SMALLEST_CONTEXT:
+        yield context, "f16"
+        if engine.runtime in LLAMA and can_shrink_cache(at.model):
+            yield context, "q8_0"
+        if at.wanted.context_length is not None or context // 2 < SMALLEST_CONTEXT:
             return
         context //= 2
 
 
-def _slots(context: int, weights: Weights, engine: EngineFacts, at: Situation) -> int:
-    """As many requests at once as have their caches in a quarter of what the weights leave free."""
+def _widest(offer: Offer, engine: EngineFacts, weights: Weights, one: Setting, at: Situation) -> Option | Shortage:
+    """Serve as many requests at once as may be, where no number was asked for, with this context and cache.
+
+    Where more requests would push layers from the GPU, the use case decides: its answers' speed, or all of them
+    together. More memory never gives less, because what fitted before is still among what is tried.
+    """
+    asked = at.wanted.concurrency
+    least = place(engine, weights, replace(one, slots=asked or 1), at)
+    if isinstance(least, Shortage):
+        return least
+    places = [least]
+    slots = 1 if asked is not None else _most_slots(one, weights, engine, at)
+    while slots > 1:
+        found = place(engine, weights, replace(one, slots=slots), at)
+        if isinstance(found, Place) and not _is_crowded(found, at):
+            places.append(found)
+            if found.gpu_layers == least.gpu_layers:
+                places.remove(least)  # what serves more requests at the same speed is better
+                break
+        slots //= 2
+
+    def worth(pair: tuple[Place, _Speeds]) -> tuple[float, int]:
+        decode, _, together = pair[1]
+        decides = together if at.wanted.use_case is UseCase.PRODUCTION else decode
+        return decides.expected, pair[0].setting.slots
+
+    best, speeds = max(((found, _speeds(offer, engine, weights, found, at)) for found in places), key=worth)
+    return _option(offer, engine, best, speeds, at, crowded=_is_crowded(least, at))
+
+
+def _is_crowded(found: Place, at: Situation) -> bool:
+    taken = found.cpu.total - found.cpu.margin
+    return at.wanted.use_case is UseCase.PERSONAL and taken > _PERSONAL_SHARE * at.hardware.memory_available
+
+
+def _most_slots(one: Setting, weights: Weights, engine: EngineFacts, at: Situation) -> int:
+    """A power of two of requests whose caches take at most a quarter of what the weights leave free."""
     if engine.runtime == "transformers":
         return 1  # it works on one request at a time
-    free = at.hardware.memory_available - weights.loaded
-    if at.target is Target.GPU:
-        free = _gpu_free(at.hardware) - weights.loaded
-    one = kv_bytes(at.model.architecture, Load(context=context))
-    return max(1, min(DEFAULT_SLOTS, free // 4 // max(one, 1)))
+    free = at.hardware.memory_available
+    if at.on_gpu(engine):
+        free = gpu_free(at.hardware) if at.target is Target.GPU else max(free, gpu_free(at.hardware))
+    fit = (free - weights.loaded) // 4 // max(kv_per_request(one, at.model), 1)
+    return 1 << (max(1, min(DEFAULT_SLOTS, fit)).bit_length() - 1)
 
 
-def _gpu_free(hardware: Hardware) -> int:
-    """The free bytes of all GPUs. A GPU without memory of its own has at most what the machine has."""
-    return sum(
-        min(gpu.free_bytes, hardware.memory_available) if gpu.unified else gpu.free_bytes for gpu in hardware.gpus
-    )
-
-
-def _placed(offer: Offer, engine: EngineFacts, weights: Weights, setting: _Setting, at: Situation) -> Option | Misfit:
-    load = Load(context=setting.context, slots=setting.slots, kv_key=setting.kv_type, kv_value=setting.kv_type)
-    hardware, model = at.hardware, at.model.architecture
-    on_gpu = at.target is not Target.CPU and engine.gpu and hardware.has_gpu
-    gpu_free, unified = (_gpu_free(hardware), any(gpu.unified for gpu in hardware.gpus)) if on_gpu else (0, False)
-    gpu, cpu_experts, layers = memory.Memory(), 0, 0
-    if engine.runtime not in LLAMA:
-        cpu = _other(engine, weights, load, at)
-        if on_gpu:
-            gpu, cpu, layers = cpu, memory.Memory(overhead=_OVERHEAD.get(engine.runtime, _GIB), margin=64 << 20), -1
-    elif on_gpu and at.wanted.gpu_layers != 0:
-        split = memory.split(model, weights, load, gpu_free, gpu_layers=at.wanted.gpu_layers, experts_first=_EXPERTS_FIRST)
-        gpu, cpu, layers, cpu_experts = split.gpu, split.cpu, split.gpu_layers, split.cpu_experts
-        if layers > len(model.layers):
-            layers = -1
-        if at.target is Target.GPU and (layers != -1 or cpu_experts):
-            whole = memory.split(model, weights, load, gpu_free, gpu_layers=-1).gpu
-            return _misfit(offer, engine, setting, whole.total, gpu_free, "of the GPU's memory")
-    else:
-        cpu = memory.need(model, weights, load)
-    if gpu.total > gpu_free:
-        return _misfit(offer, engine, setting, gpu.total, gpu_free, "of the GPU's memory")
-    together = cpu.total + (gpu.total if unified else 0)
-    if together > hardware.memory_available:
-        return _misfit(offer, engine, setting, together, hardware.memory_available, "of memory")
-    estimate, verdict = _estimate(offer, engine, weights, load, cpu, gpu, at, cpu_experts)
-    return Option(
-        offer, engine, setting.context, setting.slots, setting.kv_type, layers, estimate, verdict, cpu_experts
-    )
-
-
-def _other(engine: EngineFacts, weights: Weights, load: Load, at: Situation) -> memory.Memory:
-    """What vLLM or transformers takes: the weights as they lie, the cache, activations, and torch itself.
-
-    Activations of a prompt take 3.5 times its KV cache in transformers (measured with Qwen2.5-7B in AWQ: 200 kB for
-    each token, where the cache has 57), which computes a prompt at once; vLLM does so in pieces.
-    """
-    kv = kv_bytes(at.model.architecture, load)
-    compute = (
-        int(2.5 * kv / load.slots)
-        if engine.runtime == "transformers"
-        else memory.compute_bytes(at.model.architecture, replace(load, ubatch=2048))
-    )
-    whole = weights.total + kv + compute
-    return memory.Memory(
-        weights=weights.total, kv=kv, compute=compute,
-        overhead=_OVERHEAD.get(engine.runtime, _GIB), margin=max(256 << 20, whole // 20),
-    )  # fmt: skip
-
-
-def _misfit(offer: Offer, engine: EngineFacts, setting: _Setting, needed: int, free: int, of_what: str) -> Misfit:
-    cache = "" if setting.kv_type == "f16" else f" in {setting.kv_type}"
-    reason = (
-        f"needs {size(needed)} {of_what} with a context of {setting.context:,} tokens{cache}, and {size(free)} are free"
-    )
-    return Misfit(Rejection(_name(offer, engine), reason), needed - free)
-
-
-def _estimate(
-    offer: Offer, engine: EngineFacts, weights: Weights, load: Load, cpu: memory.Memory, gpu: memory.Memory,
-    at: Situation, cpu_experts: int,
-) -> tuple[Estimate, Quality]:  # fmt: skip
-    parts = {
-        name: getattr(cpu, name) + getattr(gpu, name) for name in ("weights", "kv", "compute", "output", "overhead")
-    }
+def _option(
+    offer: Offer, engine: EngineFacts, found: Place, speeds: _Speeds, at: Situation, *, crowded: bool
+) -> Option:
+    cpu, gpu = found.cpu, found.gpu
+    names = ("weights", "kv", "compute", "output", "overhead")
     verdict = next((one for one in reversed(at.verdicts) if _is_about(one, offer, at.model)), None)
     judged = quality(
         offer.format,
@@ -292,17 +232,19 @@ def _estimate(
         imatrix=offer.imatrix,
         verdict=verdict,
     )
-    decode, prefill, throughput = _speeds(offer, engine, weights, load, cpu, gpu, at)
+    notes = speeds[0].reasons
+    if found.cpu_experts:
+        notes = (*notes, f"The experts of {found.cpu_experts} layers stay on the CPU.")
     estimate = Estimate(
         memory=cpu.total - cpu.margin,
         memory_free=at.hardware.memory_available,
         margin=cpu.margin + gpu.margin,
-        parts=parts,
+        parts={name: getattr(cpu, name) + getattr(gpu, name) for name in names},
         gpu=gpu.total - gpu.margin,
-        gpu_free=_gpu_free(at.hardware) if gpu.total else 0,
-        decode=_range(decode),
-        prefill=_range(prefill),
-        throughput=_range(throughput),
+        gpu_free=gpu_free(at.hardware) if gpu.total else 0,
+        decode=_range(speeds[0]),
+        prefill=_range(speeds[1]),
+        throughput=_range(speeds[2]),
         loss=judged.loss,
         loss_unit=judged.unit,
         rank=judged.rank,
@@ -310,33 +252,27 @@ def _estimate(
         quality_source=judged.source,
         fetch=offer.fetch_bytes,
         write=offer.write_bytes,
-        notes=tuple(decode.reasons)
-        + ((f"The experts of {cpu_experts} layers stay on the CPU.",) if cpu_experts else ()),
+        notes=notes,
     )
-    return estimate, judged
+    return Option(offer, engine, found.setting, found.gpu_layers, estimate, judged, crowded)
 
 
 def _is_about(verdict: Verdict, offer: Offer, model: ModelFacts) -> bool:
-    named = f"{model.name}:{offer.format}"
-    return verdict.artifact in (offer.key, named) if offer.key else verdict.artifact == named
+    return verdict.artifact in (offer.key or None, f"{model.name}:{offer.format}")
 
 
-def _speeds(
-    offer: Offer, engine: EngineFacts, weights: Weights, load: Load, cpu: memory.Memory, gpu: memory.Memory,
-    at: Situation,
-) -> tuple[speed.Speed, speed.Speed, speed.Speed]:  # fmt: skip
-    model, hardware = at.model.architecture, at.hardware
-    used = max(layer.experts_used for layer in model.trunk)
+def _speeds(offer: Offer, engine: EngineFacts, weights: Weights, found: Place, at: Situation) -> _Speeds:
+    model, hardware, cpu, gpu = at.model.architecture, at.hardware, found.cpu, found.gpu
     read = speed.bytes_per_token(
         weights.loaded,
         embedding_bytes=weights.embedding,
         tied=model.tied,
         expert_bytes=sum(weights.experts),
         experts=model.experts,
-        experts_used=used,
+        experts_used=_experts_used(model),
     )
     share = gpu.weights / ((gpu.weights + cpu.weights) or 1)
-    kv = kv_bytes(model, replace(load, slots=1)) * _FILL
+    kv = kv_per_request(found.setting, at.model) * _FILL
     count = len(model.trunk)
     loads = []
     if gpu.weights:
@@ -354,8 +290,13 @@ def _speeds(
     )  # fmt: skip
     active = at.model.parameters * read / (weights.loaded or 1)
     prefill = speed.prefill(loads, max(active, 1), gpus=hardware.gpus)
-    one_kv = kv / (read + kv or 1)
-    return corrected, prefill, speed.throughput(corrected, prefill, load.slots, kv_share=one_kv)
+    cache_share = kv / (read + kv or 1)
+    return corrected, prefill, speed.throughput(corrected, prefill, found.setting.slots, kv_share=cache_share)
+
+
+@lru_cache(maxsize=64)
+def _experts_used(model: Architecture) -> int:
+    return max(layer.experts_used for layer in model.trunk)
 
 
 def _range(figure: speed.Speed) -> Range:

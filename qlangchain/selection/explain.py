@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from typing import Final
 
-from qlangchain.selection.plan import Choice, Estimate, Plan, Range
+from qlangchain.selection.plan import Estimate, Plan, Range
+from qlangchain.types import Rejection
 
 CHOSEN, RUNNER_UP, REJECTED = "chosen", "runner-up", "rejected"
 COLUMNS: Final = ("", "what", "engine", "context", "memory", "GPU", "tokens/s", "quality", "why")
+# What the parts of an estimate are called before people.
+PARTS: Final = {
+    "weights": "weights", "kv": "KV cache", "compute": "compute buffers", "output": "logits",
+    "overhead": "the engine's process",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +51,7 @@ def explain(plan: Plan) -> str:
         lines += [f"- {one.label}: {one.why}" for one in plan.runner_ups[:5]]
     if plan.rejected:
         lines.append("Not taken:")
-        lines += [f"- {one.choice}: {one.reason}" for one in plan.rejected]
+        lines += [f"- {one.choice}: {one.reason}" for one in grouped(plan.rejected)]
     return "\n".join(lines)
 
 
@@ -57,8 +65,25 @@ def rows(plan: Plan) -> list[Row]:
         _row(RUNNER_UP, one.label, one.runtime, one.context_length, one.slots, one.estimate, one.why)
         for one in plan.runner_ups
     ]
-    table += [Row(REJECTED, one.choice, why=one.reason) for one in plan.rejected]
+    table += [Row(REJECTED, one.choice, why=one.reason) for one in grouped(plan.rejected)]
     return table
+
+
+def grouped(rejected: Sequence[Rejection]) -> list[Rejection]:
+    """Put together what has one reason: "Q2_K, Q3_K_S on llamacpp: ...", in the order of their first."""
+    together: dict[str, list[str]] = {}
+    for one in rejected:
+        together.setdefault(one.reason, []).append(one.choice)
+    return [Rejection(_listed(choices), reason) for reason, choices in together.items()]
+
+
+def _listed(choices: Sequence[str]) -> str:
+    """Name the engine once where all are for the same one."""
+    pairs = [choice.rpartition(" on ") for choice in choices]
+    engines = {engine for _, _, engine in pairs}
+    if len(engines) == 1 and all(separator for _, separator, _ in pairs):
+        return f"{', '.join(format for format, _, _ in pairs)} on {engines.pop()}"
+    return ", ".join(choices)
 
 
 def size(number: float) -> str:
@@ -69,11 +94,15 @@ def size(number: float) -> str:
 
 def speed(figure: Range) -> str:
     """Write a speed with its range."""
-    return f"{_short(figure.expected)} ({_short(figure.low)} to {_short(figure.high)})"
+    return f"{rate(figure.expected)} ({rate(figure.low)} to {rate(figure.high)})"
 
 
-def _short(value: float) -> str:
-    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+def rate(value: float) -> str:
+    """Write tokens per second with the two digits that a prediction is good for, such as "0.43", "7.1" or "2,400"."""
+    if value <= 0:
+        return "0"
+    places = 1 - math.floor(math.log10(value))
+    return f"{round(value, places):,.{max(0, min(places, 6))}f}"
 
 
 def _chosen(plan: Plan) -> str:
@@ -89,7 +118,7 @@ def _chosen(plan: Plan) -> str:
 
 
 def _needs(estimate: Estimate) -> list[str]:
-    made_of = ", ".join(f"{name} {size(value)}" for name, value in estimate.parts.items() if value)
+    made_of = ", ".join(f"{PARTS.get(name, name)} {size(value)}" for name, value in estimate.parts.items() if value)
     lines = [
         f"It needs {size(estimate.memory)} of memory, give or take {size(estimate.margin)}"
         f" ({made_of}); {size(estimate.memory_free)} are free."
@@ -117,8 +146,3 @@ def _row(verdict: str, what: str, engine: str, context: int, slots: int, estimat
         estimate.grade,
         why,
     )
-
-
-def label(choice: Choice) -> str:
-    """Name a choice by its format and its engine."""
-    return f"{choice.format} on {choice.runtime}"

@@ -6,7 +6,6 @@ what there is, what fits with the context that is wanted, what a format costs in
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -19,31 +18,18 @@ from qlangchain.errors import (
 )
 from qlangchain.selection import targets
 from qlangchain.selection.choose import choose_quantization_method
-from qlangchain.selection.costing import (
-    DEFAULT_CONTEXT,
-    LLAMA,
-    Misfit,
-    Option,
-    Situation,
-    can_shrink_cache,
-    context_of,
-    cost,
-)
-from qlangchain.selection.explain import size, speed
+from qlangchain.selection.costing import Misfit, Option, can_shrink_cache, context_of, cost
+from qlangchain.selection.explain import size
 from qlangchain.selection.facts import ModelFacts, Offer
 from qlangchain.selection.formats import canonical
-from qlangchain.selection.plan import Choice, Plan, Range
-from qlangchain.selection.quality import GRADES, Confidence, Verdict
+from qlangchain.selection.ladder import ladder
+from qlangchain.selection.ordering import Order
+from qlangchain.selection.placing import Situation
+from qlangchain.selection.plan import Choice, Plan
+from qlangchain.selection.quality import Verdict
 from qlangchain.selection.speed import Measurement
-from qlangchain.types import EngineFacts, Hardware, Method, Origin, Rejection, Requirements, UseCase
+from qlangchain.types import EngineFacts, Hardware, Method, Origin, Rejection, Requirements, Target, UseCase
 
-# The worst grade of quality (0 as the original ... 5 severe loss, selection/quality.py) that a use case takes while
-# there is anything better: with precision required, and without.
-FLOORS: Final = {UseCase.RESEARCH: (1, 2), UseCase.PRODUCTION: (2, 4), UseCase.PERSONAL: (2, 4)}
-# What a personal plan leaves to other programs, and how much more than the least may be fetched or written to get
-# what the table says.
-_PERSONAL_SHARE: Final = 0.75
-_EFFORT: Final = (1.5, 256 << 20)
 _LIBRARIES: Final = {"llamacpp": "llama.cpp", "llama-cpp-python": "llama.cpp", "vllm": "vLLM"}
 
 
@@ -85,16 +71,13 @@ def plans(
     verdicts: Sequence[Verdict] = (),
 ) -> tuple[Plan, ...]:
     """Return the plan of `make_plan`, and the ones to try in turn where an engine cannot do what was planned."""
-    from qlangchain.selection.ladder import ladder
-
     targets.check(requirements)
+    targets.check_hardware(hardware)
     every = (engines,) if isinstance(engines, EngineFacts) else tuple(engines)
     reasons: list[str] = []
     notices: list[str] = []
     target = targets.target_of(requirements, hardware, every, reasons, notices)
-    row = choose_quantization_method(requirements.use_case, target, requirements.precision_required)
-    precision = "precision required" if requirements.precision_required else "precision not required"
-    reasons.append(f"{target.upper()}, {precision}: the table says {row['method']} {row['format']} ({row['library']}).")
+    row = _row(requirements, target, every, reasons)
     context_of(requirements, model, reasons, notices)
     allowed = _allowed(requirements, offers, every)
     at = Situation(
@@ -103,19 +86,26 @@ def plans(
     options, misfits = _costed(allowed, every, at)
     if not options:
         raise _nothing_fits(model, misfits)
-    order = _Order(at, row, options)
+    order = Order(requirements, model, row, options)
     ranked = sorted(options, key=order.key)
     chosen = ranked[0]
-    reasons += _reasons(chosen, order)
-    rejected = [*_departure(order, chosen, misfits, allowed, notices), *(misfit.rejection for misfit in misfits)]
+    departure = _departure(order, ranked, misfits, allowed)
+    reasons += _reasons(chosen, order, at)
+    if departure is not None and requirements.format is None:
+        reasons.append(f"{chosen.offer.format} instead of the table's {departure.choice}: {departure.reason}.")
+        if chosen.offer.method == row["method"] and "not installed" in departure.reason:
+            notices.append(f"{chosen.offer.format} instead of {departure.choice}: {departure.reason}.")
+    rejected = [misfit.rejection for misfit in misfits]
+    if departure is not None and not any(order.is_row(option.offer) for option in options):
+        rejected.insert(0, departure)
     plan = Plan(
         method=chosen.offer.method,
         format=chosen.offer.format,
         library=_LIBRARIES.get(chosen.engine.runtime, chosen.engine.runtime),
         runtime=chosen.engine.runtime,
         hardware=target,
-        context_length=chosen.context,
-        slots=chosen.slots,
+        context_length=chosen.setting.context,
+        slots=chosen.setting.slots,
         threads=at.threads,
         gpu_layers=chosen.gpu_layers,
         reasons=tuple(reasons),
@@ -124,7 +114,7 @@ def plans(
         origin=chosen.offer.origin,
         model=model.name,
         source=chosen.offer.key,
-        kv_type=chosen.kv_type,
+        kv_type=chosen.setting.kv_type,
         use_case=requirements.use_case,
         estimate=chosen.estimate,
         runner_ups=tuple(_choice(option, chosen, order) for option in ranked[1:]),
@@ -197,110 +187,6 @@ def _nothing_fits(model: ModelFacts, misfits: Sequence[Misfit]) -> QlangchainErr
     )
 
 
-class _Order:
-    """The order of the options for a use case; the first is the plan.
-
-    Each place of the key is worse the larger it is: below the floor of quality; much more to fetch or write than
-    need be; less context than was wanted; not the table's; no room beside other programs; then the use case's own
-    objective (research: quality before speed; production: all requests' speed together; personal: speed, then size).
-    """
-
-    def __init__(self, at: Situation, row: dict[str, Any], options: Sequence[Option]) -> None:
-        precise, loose = FLOORS[at.wanted.use_case]
-        self.at, self.row = at, row
-        self.floor = precise if at.wanted.precision_required else loose
-        if at.wanted.format is not None:
-            self.floor = len(GRADES)  # who names a format has decided
-        self.context = at.wanted.context_length or min(DEFAULT_CONTEXT, at.model.max_context)
-        self._least = min(self._effort(option) for option in options)
-        # One format on one engine is one speed, wherever its bytes come from: what is nearer is taken.
-        self._speeds: dict[tuple[str, ...], tuple[int, int]] = {}
-        for option in options:
-            speeds = (_step(option.estimate.decode), _step(option.estimate.throughput or option.estimate.decode))
-            best = self._speeds.get(_kind(option), speeds)
-            self._speeds[_kind(option)] = (max(best[0], speeds[0]), max(best[1], speeds[1]))
-
-    def key(self, option: Option) -> tuple[object, ...]:
-        """Return what to sort an option by."""
-        estimate = option.estimate
-        decode, together = self._speeds[_kind(option)]
-        objective: tuple[float, ...] = {
-            UseCase.RESEARCH: (estimate.rank, -decode),
-            UseCase.PRODUCTION: (-together, estimate.rank),
-            UseCase.PERSONAL: (-decode, estimate.rank),
-        }[self.at.wanted.use_case]
-        return (
-            max(0, estimate.rank - self.floor),
-            self.is_costly(option),
-            option.context < self.context,
-            not self.is_tables(option),
-            self.is_crowded(option),
-            *objective,
-            self._effort(option),
-            option.kv_type != "f16",
-            option.offer.trust,
-            option.offer.size_bytes,
-            option.offer.key,
-            option.label,
-        )
-
-    def is_tables(self, option: Option) -> bool:
-        """Whether it is what the table says for this hardware."""
-        if option.offer.method != self.row["method"]:
-            return False
-        method = str(option.offer.method) if option.offer.method in (Method.GPTQ, Method.AWQ) else None
-        return canonical(option.offer.format, method) == canonical(str(self.row["format"]), method)
-
-    def is_costly(self, option: Option) -> bool:
-        """Whether it takes much more fetching and writing than the least."""
-        return self._effort(option) > self._least * _EFFORT[0] + _EFFORT[1]
-
-    def is_crowded(self, option: Option) -> bool:
-        """Whether a personal machine would have too little memory left for other programs."""
-        if self.at.wanted.use_case is not UseCase.PERSONAL:
-            return False
-        return option.estimate.memory > _PERSONAL_SHARE * option.estimate.memory_free
-
-    def _effort(self, option: Option) -> int:
-        # Writing to the own disk is quick beside fetching from afar.
-        return option.offer.fetch_bytes + option.offer.write_bytes // 4
-
-    def why_not(self, option: Option, chosen: Option) -> str:
-        """Say in a sentence with its number why `option` comes after `chosen`."""
-        mine, best = option.estimate, chosen.estimate
-        if max(0, mine.rank - self.floor) > max(0, best.rank - self.floor):
-            return f"its quality is {mine.grade}{_loss(option)}, below {GRADES[self.floor]!r}"
-        if self.is_costly(option) and not self.is_costly(chosen):
-            return f"{size(mine.fetch + mine.write)} to fetch and write, against {size(best.fetch + best.write)}"
-        if option.context < chosen.context:
-            return f"it has room for {option.context:,} tokens of context only"
-        if self.is_tables(chosen) and not self.is_tables(option):
-            return f"the table says {self.row['format']}" + (f"; {speed(mine.decode)} tokens/s" if mine.decode else "")
-        if self.is_crowded(option) and not self.is_crowded(chosen):
-            return f"it takes {size(mine.memory)} of the {size(mine.memory_free)} that are free"
-        if mine.decode and best.decode and mine.decode.expected < best.decode.expected:
-            return f"it would write {mine.decode.expected:.3g} tokens/s, not {best.decode.expected:.3g}"
-        if mine.rank > best.rank:
-            return f"its quality is {mine.grade}{_loss(option)}"
-        return f"it takes {size(option.offer.size_bytes)}, not {size(chosen.offer.size_bytes)}"
-
-
-def _kind(option: Option) -> tuple[str, ...]:
-    return option.offer.method, canonical(option.offer.format), option.engine.runtime
-
-
-def _step(figure: Range | None) -> int:
-    """A speed in steps of 9 %: what lies closer together than any prediction is the same."""
-    return round(8 * math.log2(figure.expected)) if figure and figure.expected > 0 else 0
-
-
-def _loss(option: Option) -> str:
-    found = option.quality
-    if found.loss is None:
-        return " (nobody has published a figure)"
-    return f" ({found.loss:.3g}, {found.unit})"
-
-
 _HOW: Final = {
     Origin.FOUND: "{} is here already.",
     Origin.DOWNLOADED: "{} is on the hub: {} to fetch.",
@@ -308,70 +194,80 @@ _HOW: Final = {
 }
 
 
-def _reasons(chosen: Option, order: _Order) -> list[str]:
-    estimate, wanted = chosen.estimate, order.at.wanted
+def _reasons(chosen: Option, order: Order, at: Situation) -> list[str]:
+    estimate, wanted, setting = chosen.estimate, at.wanted, chosen.setting
     said = []
     if wanted.format is not None:
         said.append(f"{chosen.offer.format}, as asked.")
     said.append(_HOW[chosen.offer.origin].format(chosen.offer.label, size(chosen.offer.fetch_bytes)))
-    if chosen.context < order.context:
-        said.append(f"The context is {chosen.context:,} tokens: {order.context:,} would not fit.")
-    if chosen.kv_type != "f16":
-        said.append(f"The KV cache is held in {chosen.kv_type}: in f16 it would not fit.")
+    if setting.context < order.context:
+        said.append(f"The context is {setting.context:,} tokens: {order.context:,} would not fit.")
+    if setting.kv_type != "f16":
+        said.append(f"The KV cache is held in {setting.kv_type}: in f16 it would not fit.")
+    many = f"{setting.slots} request{'s' if setting.slots > 1 else ''} at once"
     if wanted.concurrency is not None:
-        said.append(f"{chosen.slots} requests at once, as asked.")
-    else:
-        said.append(f"{chosen.slots} requests at once: their KV cache takes at most a quarter of the free memory.")
+        said.append(f"{many}, as asked.")
+    elif setting.slots > 1:
+        said.append(f"{many}: their KV cache takes at most a quarter of the free memory.")
+    count = len(at.model.architecture.layers)
     if chosen.gpu_layers == -1:
         said.append("All layers are on the GPU.")
     elif chosen.gpu_layers:
-        count = len(order.at.model.architecture.layers)
-        said.append(f"{chosen.gpu_layers} of {count} layers are on the GPU: {size(estimate.gpu_free)} are free there.")
-    if order.at.model.architecture.assumed:
-        said.append(f"Assumed of the model: {order.at.model.architecture.assumed}.")
+        layers = min(chosen.gpu_layers, count)
+        said.append(f"{layers} of {count} layers are on the GPU: {size(estimate.gpu_free)} are free there.")
+    elif at.on_gpu(chosen.engine):
+        said.append(f"No layer has room on the GPU: {size(at.hardware.gpus[0].free_bytes)} are free there.")
+    if at.model.architecture.assumed:
+        said.append(f"Assumed of the model: {at.model.architecture.assumed}.")
     return said
 
 
+def _row(wanted: Requirements, target: Target, engines: Sequence[EngineFacts], reasons: list[str]) -> dict[str, Any]:
+    """Return the table's row to begin with.
+
+    The table knows "gpu" and "hybrid"; where the choice was left open, production goes by the first if an engine
+    is there that serves its methods on the GPU.
+    """
+    by = target
+    if wanted.hardware is Target.AUTO and target is Target.HYBRID and wanted.use_case is UseCase.PRODUCTION:
+        able = [one for one in engines if one.gpu and one.installed and one.methods & {Method.AWQ, Method.GPTQ}]
+        if able and wanted.gpu_layers is None:
+            by = Target.GPU
+    row = choose_quantization_method(wanted.use_case, by, wanted.precision_required)
+    precision = "precision required" if wanted.precision_required else "precision not required"
+    reasons.append(f"{by.upper()}, {precision}: the table says {row['method']} {row['format']} ({row['library']}).")
+    return row
+
+
 def _departure(
-    order: _Order, chosen: Option, misfits: Sequence[Misfit], offers: Sequence[Offer], notices: list[str]
-) -> list[Rejection]:
-    """Say why the table's own choice was not taken, where it was not; the first line of what is rejected."""
-    if order.is_tables(chosen) or order.at.wanted.format is not None:
-        return []
-    method, format = order.row["method"], order.row["format"]
-    named = format if method == Method.GGUF else f"{method} {format}"
-    own = [offer for offer in offers if offer.method == method and canonical(offer.format) == canonical(str(format))]
-    for misfit in misfits:
-        if any(misfit.rejection.choice.startswith(offer.label) for offer in own):
-            if any(offer.why_not for offer in own):
-                notices.append(f"{chosen.offer.format} instead of {named}: {misfit.rejection.reason}.")
-            return [Rejection(named, misfit.rejection.reason)]
-    if own:
-        return []  # it would work: it is among the runner-ups, with its reason
-    there = ", ".join(sorted({offer.format for offer in offers}))
-    return [Rejection(named, f"the model is not on offer as that, only as {there}")]
+    order: Order, ranked: Sequence[Option], misfits: Sequence[Misfit], offers: Sequence[Offer]
+) -> Rejection | None:
+    """Say why the table's own choice was not taken; None where it was."""
+    chosen = ranked[0]
+    if order.is_row(chosen.offer):
+        return None
+    would = next((option for option in ranked if order.is_row(option.offer)), None)
+    if would is not None:
+        return Rejection(order.name, order.why_not(would, chosen))
+    could = [misfit for misfit in misfits if order.is_row(misfit.offer)]
+    if could:
+        return Rejection(order.name, max(could, key=lambda misfit: misfit.missing).rejection.reason)
+    there = ", ".join(sorted({f"{offer.method} {offer.format}" for offer in offers}))
+    return Rejection(order.name, f"the model is not on offer as that, only as {there}")
 
 
-def _choice(option: Option, chosen: Option, order: _Order) -> Choice:
+def _choice(option: Option, chosen: Option, order: Order) -> Choice:
     return Choice(
         label=option.label,
         method=option.offer.method,
         format=option.offer.format,
         runtime=option.engine.runtime,
         origin=option.offer.origin,
-        context_length=option.context,
-        slots=option.slots,
-        kv_type=option.kv_type,
+        context_length=option.setting.context,
+        slots=option.setting.slots,
+        kv_type=option.setting.kv_type,
         gpu_layers=option.gpu_layers,
         estimate=option.estimate,
         why=order.why_not(option, chosen),
         source=option.offer.key,
     )
-
-
-def is_sure(option: Option) -> bool:
-    """Whether the figure of an option's quality was measured, or published for models of about this size."""
-    return option.quality.confidence in (Confidence.MEASURED, Confidence.HIGH)
-
-
-__all__ = ["FLOORS", "LLAMA", "make_plan", "plans"]

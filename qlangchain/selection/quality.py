@@ -58,7 +58,7 @@ class Verdict:
     `artifact` is its digest or, for weights that are not in the store, model and format as "model:format". `kl` is
     the mean KL divergence in nats, `perplexity_ratio` quantized over full precision, `top1` the share of equal
     likeliest tokens; each may be None, but not both of the first two. `text` is the digest of the evaluated text,
-    `date` ISO 8601.
+    `date` ISO 8601. `by` says who measured where it was not this machine.
     """
 
     artifact: str
@@ -68,6 +68,7 @@ class Verdict:
     top1: float | None
     text: str
     date: str
+    by: str = ""
 
 
 def quality(
@@ -127,7 +128,7 @@ def _measured(name: str, verdict: Verdict) -> Quality | None:
         loss, unit = verdict.perplexity_ratio - 1, PERPLEXITY
     else:
         return None
-    source = f"measured here on {verdict.date} with the text {verdict.text[:12]}"
+    source = f"measured {verdict.by or 'here'} on {verdict.date} with the text {verdict.text[:12]}"
     return Quality(name, loss, unit, "measured", source, Confidence.MEASURED, grade_of(loss, unit))
 
 

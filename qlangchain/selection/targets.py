@@ -9,6 +9,8 @@ from qlangchain.types import EngineFacts, Hardware, Requirements, Target
 
 MAX_THREADS = 1024
 MAX_CONCURRENCY = 256
+_LARGEST = 1 << 60  # bytes: no machine has an exbibyte
+_CORES = 1 << 16
 
 
 def check(wanted: Requirements) -> None:
@@ -18,6 +20,30 @@ def check(wanted: Requirements) -> None:
     if wanted.concurrency is not None and not 1 <= wanted.concurrency <= MAX_CONCURRENCY:
         raise InvalidInputError(f"concurrency={wanted.concurrency} cannot be.", hint=f"Pass 1 to {MAX_CONCURRENCY}.")
     asked_target(wanted)
+
+
+def check_hardware(hardware: Hardware) -> None:
+    """Refuse a machine that cannot be: negative or absurd sizes, no cores; raises InvalidInputError."""
+    figures: list[tuple[str, int | None]] = [
+        ("memory_total", hardware.memory_total),
+        ("memory_available", hardware.memory_available),
+        ("bandwidth_bytes", hardware.bandwidth_bytes),
+        ("disk_free", hardware.disk_free),
+    ]
+    for gpu in hardware.gpus:
+        figures += [(f"{gpu.name}: total_bytes", gpu.total_bytes), (f"{gpu.name}: free_bytes", gpu.free_bytes)]
+        figures.append((f"{gpu.name}: bandwidth_bytes", gpu.bandwidth_bytes))
+    for name, value in figures:
+        if value is not None and not _is_size(value):
+            raise InvalidInputError(
+                f"{name}={value!r} cannot be.", hint="Sizes are in bytes: 0 or more, and below 1 EiB."
+            )
+    if not _is_size(hardware.cores) or not 1 <= hardware.cores <= _CORES:
+        raise InvalidInputError(f"cores={hardware.cores!r} cannot be.", hint=f"Pass 1 to {_CORES}.")
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _LARGEST
 
 
 def asked_target(wanted: Requirements) -> Target:

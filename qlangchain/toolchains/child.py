@@ -16,17 +16,20 @@ import threading
 from pathlib import Path
 from typing import Final
 
+from qlangchain import __version__
+
 _PR_SET_PDEATHSIG: Final = 1
 # The package under its name, without its __init__ (which a child has no use for) and without its neighbours.
 _PROGRAM: Final = (
     "import runpy, sys, types; package = types.ModuleType('qlangchain'); package.__path__ = [sys.argv[1]]; "
-    "sys.modules['qlangchain'] = package; runpy.run_module(sys.argv[2], run_name='__main__', alter_sys=True)"
+    "package.__version__ = {version!r}; sys.modules['qlangchain'] = package; "
+    "runpy.run_module(sys.argv[2], run_name='__main__', alter_sys=True)"
 )
 
 
 def command(python: str | Path, module: str) -> list[str]:
     """Return the command that runs a module of qlangchain with another interpreter."""
-    return [str(python), "-P", "-c", _PROGRAM, str(Path(__file__).parents[1]), module]
+    return [str(python), "-P", "-c", _PROGRAM.format(version=__version__), str(Path(__file__).parents[1]), module]
 
 
 def end_with_parent(parent_pid: int) -> None:

@@ -12,10 +12,10 @@ import pytest
 
 pytest.importorskip("torch")
 
-from unit.quantizable import QUICK, TEXTS, edit_json, make_model  # noqa: E402
+from unit.quantizable import QUICK, TEXTS, edit_json, make_model
 
-from qlangchain import hardware  # noqa: E402
-from qlangchain.errors import (  # noqa: E402
+from qlangchain import hardware
+from qlangchain.errors import (
     CorruptFileError,
     DiskFullError,
     InvalidInputError,
@@ -28,8 +28,8 @@ from qlangchain.errors import (  # noqa: E402
     UnsafeWeightsError,
     UnsupportedModelError,
 )
-from qlangchain.produce.awq import produce_awq  # noqa: E402
-from qlangchain.produce.gptq import produce_gptq  # noqa: E402
+from qlangchain.produce.awq import produce_awq
+from qlangchain.produce.gptq import produce_gptq
 
 
 @pytest.fixture(scope="module")

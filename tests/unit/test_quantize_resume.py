@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,12 @@ def visible(room: Path) -> list[str]:
     return sorted(path.name for path in room.iterdir() if not path.name.startswith("."))
 
 
+def steps_into(seen: list[int]) -> Callable[[str, int, int], None]:
+    return lambda stage, done, _: seen.append(done) if stage == "quantize" else None
+
+
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("place", ["quantize 2", "quantize 4", "quantize 9", "write 1", "verify 2"])
+@pytest.mark.parametrize("place", ["quantize 4", "quantize 9", "verify 2"])
 def test_cancelled_and_called_again(
     source: Path, whole: dict[str, dict[str, bytes]], tmp_path: Path, method: str, place: str
 ) -> None:
@@ -62,7 +67,7 @@ def test_cancelled_and_called_again(
     steps = [done for stage, done, _ in seen if stage == "quantize"]
     assert steps == list(range(13 - len(steps), 13))
     # A block has four steps; when the fourth is told, GPTQ has yet to run the block once more, and AWQ has not.
-    left = {"quantize 2": 12, "quantize 4": 8 if method == "awq" else 12, "quantize 9": 4}
+    left = {"quantize 4": 8 if method == "awq" else 12, "quantize 9": 4}
     assert len(steps) == left.get(place, 0)
     assert {stage for stage, _, _ in seen} >= {"write", "verify"}
     assert tensors_of(tmp_path / "out") == whole[method]
@@ -77,7 +82,7 @@ def test_other_settings_begin_anew(source: Path, whole: dict[str, dict[str, byte
             progress=lambda stage, done, _: cancel.set() if done == 9 else None,
         )  # fmt: skip
     seen: list[int] = []
-    produce_gptq(source, tmp_path / "out", **QUICK, progress=lambda s, d, _: seen.append(d) if s == "quantize" else None)
+    produce_gptq(source, tmp_path / "out", **QUICK, progress=steps_into(seen))
     assert seen == list(range(1, 13))
     assert tensors_of(tmp_path / "out") == whole["gptq"]
 
@@ -94,7 +99,7 @@ def test_a_changed_source_begins_anew(tmp_path: Path) -> None:
         produce_gptq(source, tmp_path / "out", **QUICK, progress=stop, cancel=cancel)
     os.utime(source / "model.safetensors", ns=(1, 1))
     seen: list[int] = []
-    produce_gptq(source, tmp_path / "out", **QUICK, progress=lambda s, d, _: seen.append(d) if s == "quantize" else None)
+    produce_gptq(source, tmp_path / "out", **QUICK, progress=steps_into(seen))
     assert seen[0] == 1
 
 
@@ -174,7 +179,7 @@ def test_a_disk_that_fails(
     assert tensors_of(produce_gptq(source, tmp_path / "out", **QUICK)) == whole["gptq"]
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")])
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail] can't allocate memory")])
 def test_memory_that_runs_out(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:

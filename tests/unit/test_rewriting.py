@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,6 @@ from langchain_core.runnables import (
 )
 from pydantic import BaseModel
 
-import qlangchain
 from qlangchain import ChatQuantized, QuantizedLLM, evaluate, get_chat_model, get_llm
 from qlangchain.errors import InvalidInputError
 from qlangchain.evaluate.chain import as_text
@@ -87,9 +87,25 @@ def test_every_model_of_a_chain_is_exchanged_and_the_rest_stays_the_same_object(
     assert exchanged(PROMPT | parser, change).steps[1] is parser
 
 
-def test_a_model_inside_a_function_is_refused_with_a_way_out() -> None:
-    model = get_chat_model("demo")
-    hidden = PROMPT | RunnableLambda(lambda messages: model.invoke(messages))
+MODEL = get_chat_model("demo")
+
+
+def hiding(model: ChatQuantized) -> list[Any]:
+    def nested(question: str) -> str:
+        return next(str(model.invoke(part)) for part in (question,))
+
+    return [
+        model.invoke,
+        nested,
+        lambda question: MODEL.invoke(question).text,
+        functools.partial(lambda model, question: model.invoke(question), model),
+        lambda question, chosen=model: chosen.invoke(question),
+    ]
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_a_model_inside_a_function_is_refused_with_a_way_out(place: int) -> None:
+    hidden = PROMPT | RunnableLambda(hiding(get_chat_model("demo"))[place])
     with pytest.raises(InvalidInputError, match="inside the function") as caught:
         evaluate(hidden, ["x"])
     assert "model=" in caught.value.hint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,19 +13,19 @@ import pytest
 
 pytest.importorskip("torch")
 
-from safetensors.torch import load_file, save_file  # noqa: E402
-from unit.quantizable import QUICK, edit_json, make_model  # noqa: E402
+from safetensors.torch import load_file, save_file
+from unit.quantizable import QUICK, edit_json, make_model
 
-from qlangchain.errors import (  # noqa: E402
+from qlangchain.errors import (
     CorruptFileError,
     ModelNotFoundError,
     NoWeightsError,
     QlangchainError,
     UnsupportedModelError,
 )
-from qlangchain.produce.awq import produce_awq  # noqa: E402
-from qlangchain.produce.gptq import produce_gptq  # noqa: E402
-from qlangchain.produce.verify import verify_directory  # noqa: E402
+from qlangchain.produce.awq import produce_awq
+from qlangchain.produce.gptq import produce_gptq
+from qlangchain.produce.verify import verify_directory
 
 Tensors = dict[str, Any]
 UP = "model.layers.1.mlp.up_proj"
@@ -110,6 +111,7 @@ FAULTS: dict[str, tuple[str, Callable[[Tensors], None], str]] = {
     "scales zero": ("gptq", lambda t: t[f"{UP}.scales"].zero_(), "holds zeros"),
     "scales are no numbers": ("awq", lambda t: t[f"{UP}.scales"].fill_(float("nan")), "no numbers"),
     "groups out of order": ("gptq", lambda t: t.update({f"{UP}.g_idx": t[f"{UP}.g_idx"].flip(0)}), "out of order"),
+    "groups below the first": ("gptq", lambda t: t[f"{UP}.g_idx"][:1].fill_(-1), "groups that do not exist"),
     "groups out of range": ("desc", lambda t: t[f"{UP}.g_idx"].fill_(9), "groups that do not exist"),
     "groups of different sizes": ("desc", lambda t: t[f"{UP}.g_idx"][:20].fill_(0), "different sizes"),
     "nibbles swapped": ("gptq", transposed_nibbles, f"{UP} is off by"),
@@ -129,7 +131,7 @@ def test_faults_in_tensors(fault: str, copy: Callable[..., Path], source: Path) 
     method, change, words = FAULTS[fault]
     report = verify_directory(copy(method, change), source)
     assert not report.is_sound
-    assert __import__("re").search(words, " ".join(report.problems)), report.problems
+    assert re.search(words, " ".join(report.problems)), report.problems
 
 
 def test_the_optimum_bug(copy: Callable[..., Path], source: Path) -> None:

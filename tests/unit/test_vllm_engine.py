@@ -239,9 +239,12 @@ def test_a_killed_host_leaves_nothing_when_the_engine_is_stopped(installed: Path
     found = engine(chat(model))
     found.start()
     processes = tree(found)
+    scratch = Path(asked_of(model, "environment")["VLLM_RPC_BASE_PATH"])
+    assert scratch.is_dir()
     processes[0].kill()
     found.stop()
     assert gone(processes)
+    assert not scratch.exists()
 
 
 def test_stopping_ends_the_tree_and_removes_its_sockets(installed: Path, model: Path) -> None:
