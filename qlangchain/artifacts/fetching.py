@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -15,8 +16,10 @@ from qlangchain.artifacts.headers import GgufHeader, read_gguf_header, read_safe
 from qlangchain.artifacts.hub import Hub
 from qlangchain.artifacts.listing import Listing, RemoteFile
 from qlangchain.artifacts.manifest import Manifest, StoredFile
+from qlangchain.artifacts.names import nominal_bits
+from qlangchain.artifacts.source import format_of
 from qlangchain.artifacts.store import Store, Stored
-from qlangchain.errors import CorruptFileError, ModelNotFoundError, UnsupportedModelError
+from qlangchain.errors import CorruptFileError, ModelNotFoundError, QlangchainWarning, UnsupportedModelError
 
 Watch = Callable[[FetchProgress], None]
 _JSON: Final = 64 * 1024 * 1024  # bytes of a JSON file beside weights; tokenizers are the largest, at 30 MB
@@ -53,7 +56,7 @@ def fetch_candidate(
         revision=revision,
         licence=listing.licence,
         method=variant.scheme,
-        format=variant.format,
+        format=header.get("format", variant.format),
         bits=variant.bits,
         header={**header, "base": (candidate.base or listing).repo, "label": variant.label},
         source=f"{hub.endpoint}/{listing.repo}",
@@ -162,7 +165,16 @@ def _gguf_facts(candidate: Candidate, headers: list[GgufHeader]) -> dict[str, An
     facts = facts_of(first, parts=len(headers))
     if fault := check_header(candidate, facts):
         raise UnsupportedModelError(f"{candidate.name} is not taken: {fault}", hint="Another candidate may be.")
+    said, is_format = candidate.variant.format, format_of(first)
+    if nominal_bits(said) != nominal_bits(is_format):
+        warnings.warn(
+            f"{candidate.name} is named {said}, and its header says {is_format}; the header is right.",
+            QlangchainWarning,
+            stacklevel=2,
+        )
+        said = is_format
     found = {
+        "format": said,
         "architecture": facts.architecture,
         "parameters": facts.parameters,
         "vocabulary": facts.vocabulary,

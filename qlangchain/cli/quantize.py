@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,20 +57,20 @@ def quantize(
     word = method.strip().lower()
     if word not in _METHODS:
         raise InvalidInputError(f"The method {method!r} is not known.", hint=f"Known: {', '.join(_METHODS)}.")
-    text = dataset and (None if dataset == "default" else dataset)
-    calibration = {"samples": samples, "sequence_length": sequence_length}
-    settings: dict[str, Any] = {
+    text = None if dataset == "default" else dataset
+    methods: dict[str, dict[str, Any]] = {
         "gptq": {"bits": bits, "group_size": group_size, "desc_act": desc_act, "dataset": text, "tool": tool},
         "awq": {"bits": bits, "group_size": group_size, "calibration_data": text, "tool": tool},
         "int8": {"scheme": scheme, "group_size": group_size, "dataset": text},
-        "gguf": {"format": format, "imatrix": True if imatrix == "default" else imatrix or (text if text else None)},
-    }[word] | calibration
+        "gguf": {"format": format, "imatrix": True if imatrix == "default" else imatrix or text},
+    }
+    settings = {**methods[word], "samples": samples, "sequence_length": sequence_length}
     with notices(show=not json), work_bar(show=not json) as progress:
         quantizer = ModelQuantizer(
             model, out, overwrite=overwrite,
             memory_limit=None if memory_limit is None else int(memory_limit * 2**30), progress=progress,
         )  # fmt: skip
-        estimate = None if tool or word == "int8" and scheme != "gptq" else _estimate(quantizer, word, settings)
+        estimate = None if tool or (word == "int8" and scheme != "gptq") else _estimate(quantizer, word, settings)
     if estimate is not None and not json:
         console.print(
             f"[bold]{escape(quantizer.weights.name)}[/], {size(quantizer.weights.nbytes)} → about "
@@ -78,16 +79,12 @@ def quantize(
         )
     if not yes and not json and sys.stdin.isatty() and not typer.confirm("Begin?", default=True):
         raise typer.Exit(1)
-    make = {
-        "gptq": quantizer.quantize_gptq, "awq": quantizer.quantize_awq,
-        "gguf": quantizer.quantize_gguf, "int8": quantizer.quantize_int8,
-    }[word]  # fmt: skip
     with notices(show=not json) as said, work_bar(show=not json) as progress:
         quantizer.watch(progress)
-        make(**settings)
+        quantizer.method(word)(**settings)
     assert quantizer.made is not None
     if json:
-        print_json({"made": quantizer.made.to_dict(), "estimate": estimate, "notices": said})
+        print_json({"made": quantizer.made.to_dict(), "estimate": estimate and asdict(estimate), "notices": said})
     else:
         _summary(quantizer.made)
 

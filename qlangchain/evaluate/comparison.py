@@ -16,7 +16,7 @@ from qlangchain import hardware, pipeline, settings
 from qlangchain.artifacts import records
 from qlangchain.artifacts import source as sources
 from qlangchain.artifacts.source import GgufFile, Source
-from qlangchain.errors import CancelledError, InvalidInputError, QlangchainError
+from qlangchain.errors import CancelledError, InvalidInputError, NoWeightsError, QlangchainError
 from qlangchain.evaluate import running, texts
 from qlangchain.evaluate.agreement import agree
 from qlangchain.evaluate.figures import Figures
@@ -118,7 +118,7 @@ class _Work:
         with tempfile.TemporaryDirectory(prefix="judging-", dir=self._room(), ignore_cleanup_errors=True) as scratch:
             directory = Path(scratch) / "reference"
             if judge:
-                with self._noted(notes, "The reference was not judged"):
+                with self._noted(notes, "Precision was not judged", InvalidInputError):
                     reference |= self._reference(directory)
             if serve and self.prompts:
                 with self._noted(notes, "Full precision was not asked the prompts"):
@@ -152,13 +152,15 @@ class _Work:
         return room
 
     @contextlib.contextmanager
-    def _noted(self, notes: list[str], what: str) -> Iterator[None]:
-        """Let a failure be a note: the other figures can be had all the same."""
+    def _noted(self, notes: list[str], what: str, *raised: type[QlangchainError]) -> Iterator[None]:
+        """Let a failure be a note, but for those that are `raised`: the other figures can be had all the same."""
+        if self.cancel is not None and self.cancel.is_set():
+            raise CancelledError("Comparing was cancelled.", hint="What was made is kept; call again.")
         try:
             yield
-        except (CancelledError, InvalidInputError):
-            raise
         except QlangchainError as error:
+            if isinstance(error, (CancelledError, *raised)):
+                raise
             notes.append(f"{what}: {error}")
 
     def _told(self, label: str) -> Callable[[Progress], None] | None:
@@ -191,9 +193,9 @@ class _Work:
             return _most_precise(self.source).path
         if self.source.directory is not None:
             return self.source.directory
-        raise InvalidInputError(
-            f"{self.source.facts.name} is not on this machine as full-precision weights, so nothing can be judged.",
-            hint="Download its safetensors and pass the directory, or pass judge=False.",
+        raise NoWeightsError(
+            f"{self.source.facts.name} is not on this machine, so there is nothing to hold its formats to.",
+            hint="Download its full-precision safetensors and pass the directory.",
         )
 
     def _reference(self, directory: Path) -> dict[str, Any]:
@@ -220,14 +222,13 @@ class _Work:
         self, wanted: Wanted, directory: Path | None, answers: tuple[str | None, ...] | None, *, serve: bool
     ) -> Row:
         problems: list[str] = []
-        try:
-            artifact = obtain(
-                self.model, self.source, wanted, self.place, progress=self._told(wanted.name), cancel=self.cancel
-            )
-        except CancelledError:
-            raise
-        except QlangchainError as error:
-            return Row(wanted.name, problems=(f"not made: {error}",))
+        made: list[Artifact] = []
+        with self._noted(problems, "not made"):
+            tell = self._told(wanted.name)
+            made.append(obtain(self.model, self.source, wanted, self.place, progress=tell, cancel=self.cancel))
+        if not made:
+            return Row(wanted.name, problems=tuple(problems))
+        artifact = made[0]
         row = Row(wanted.name, method=str(artifact.method), size_bytes=artifact.size_bytes, artifact=artifact.digest)
         if directory is not None:
             with self._noted(problems, "not judged"):
@@ -281,8 +282,6 @@ class _Work:
         return found
 
     def _run(self, row: Row, wanted: Wanted, artifact: Artifact, answers: tuple[str | None, ...] | None) -> Row:
-        if self.cancel is not None and self.cancel.is_set():
-            raise CancelledError("Comparing was cancelled.", hint="What was made is kept; call again.")
         found = self._served(artifact, wanted.name, timed=self.timed)
         return replace(
             self._agreed(row, found.answers, answers),
@@ -290,6 +289,7 @@ class _Work:
             first_token_seconds=found.first_token_seconds,
             tokens_per_second=found.tokens_per_second,
             resident_bytes=found.resident_bytes,
+            gpu_bytes=found.gpu_bytes,
             problems=(*row.problems, *([f"not answered: {found.failure}"] if found.failure else [])),
         )
 

@@ -23,7 +23,8 @@ class Row:
     """One format. Sizes in bytes, seconds, tokens per second; None where it was not measured.
 
     `judged_by` says what computed `figures`. `runtime` is the engine that answered, empty where none served it;
-    `answered_by` then says what computed the answers instead. `problems` are the reasons for what is missing.
+    `answered_by` then says what computed the answers instead. `resident_bytes` is the memory of the engine's processes,
+    `gpu_bytes` what the GPUs' free memory fell by. `problems` are the reasons for what is missing.
     """
 
     format: str
@@ -36,6 +37,7 @@ class Row:
     first_token_seconds: float | None = None
     tokens_per_second: float | None = None
     resident_bytes: int | None = None
+    gpu_bytes: int | None = None
     agreement: Agreement | None = None
     answered_by: str = ""
     problems: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from qlangchain import hardware
 from qlangchain.errors import EngineError, InvalidInputError, QlangchainError
 from qlangchain.evaluate.texts import Prompt
 from qlangchain.pipeline import Prepared
@@ -25,13 +26,16 @@ _FEWEST: Final = 8  # tokens that a speed is told from
 class Run:
     """What was measured. Seconds, tokens per second and bytes; None where it could not be told.
 
-    `answers` holds one text for each prompt, None for a prompt that failed, and `failure` says why the first did.
+    `resident_bytes` is the memory of the engine's processes, `gpu_bytes` what the GPUs' free memory fell by while it
+    was loaded, None without a GPU. `answers` holds one text for each prompt, None for a prompt that failed, and
+    `failure` says why the first did.
     """
 
     runtime: str
     first_token_seconds: float | None = None
     tokens_per_second: float | None = None
     resident_bytes: int | None = None
+    gpu_bytes: int | None = None
     answers: tuple[str | None, ...] = ()
     failure: str = ""
 
@@ -51,6 +55,7 @@ def run(
     Raises the engine's error where it does not start; a prompt that fails is no reason to give up.
     """
     channel = prepared.channel
+    free = _gpu_free()
     with _engine(channel) as pids:
         first, speed = _times(channel, text, has_template) if timed else (None, None)
         answers: list[str | None] = []
@@ -63,7 +68,9 @@ def run(
                 failure = failure or f"prompt {index + 1}: {error.message}"
             if tell:
                 tell(index + 1, len(prompts))
-        return Run(prepared.plan.runtime, first, speed, resident(pids()), tuple(answers), failure)
+        now = _gpu_free()
+        taken = None if free is None or now is None else max(0, free - now)
+        return Run(prepared.plan.runtime, first, speed, resident(pids()), taken, tuple(answers), failure)
 
 
 def _answer(channel: Channel, prompt: Prompt, has_template: bool, max_tokens: int) -> str:
@@ -138,6 +145,12 @@ def _pids(supervisor: Any) -> list[int]:
         return []
     running = supervisor.start(lambda _: None)
     return sorted({running.host_pid, running.engine_pid})
+
+
+def _gpu_free() -> int | None:
+    """The free bytes of all GPUs with memory of their own; process ids mean nothing to a driver outside a container."""
+    gpus = [gpu for gpu in hardware.detect().gpus if not gpu.unified]
+    return sum(gpu.free_bytes for gpu in gpus) if gpus else None
 
 
 def resident(pids: Sequence[int]) -> int | None:

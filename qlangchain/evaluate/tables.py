@@ -73,8 +73,8 @@ def summary(found: Comparison) -> Table:
                 _size(row.size_bytes),
                 NONE if figures is None else f"{figures.kl:.4f}",
                 NONE if figures is None else f"{figures.ratio - 1:+.1%}",
-                _share(given and given.right),
-                _share(given and given.same),
+                _share(given.right if given else None),
+                _share(given.same if given else None),
                 row.runtime or row.answered_by or NONE,
             )
         )
@@ -104,7 +104,7 @@ _PRECISION = (
 def _speed(rows: Sequence[Row]) -> tuple[tuple[str, ...], ...]:
     return tuple(
         (
-            row.format, _size(row.size_bytes), _size(row.resident_bytes), _seconds(row.first_token_seconds),
+            row.format, _size(row.size_bytes), _memory(row), _seconds(row.first_token_seconds),
             NONE if row.tokens_per_second is None else f"{row.tokens_per_second:.1f}", row.runtime or NONE,
         )
         for row in rows
@@ -168,6 +168,10 @@ def _size(number: int | None) -> str:
             return f"{value:.3g} {unit}" if value < 100 else f"{value:.0f} {unit}"
         value /= 1024
     return f"{value:.2f} GiB"
+
+
+def _memory(row: Row) -> str:
+    return _size(row.resident_bytes) + (f" + {_size(row.gpu_bytes)} GPU" if row.gpu_bytes else "")
 
 
 def _seconds(seconds: float | None) -> str:

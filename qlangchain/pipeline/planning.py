@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
+from functools import lru_cache
+from importlib import resources
 from pathlib import Path
+from typing import Final
 
 from qlangchain import hardware as machine
 from qlangchain import settings
 from qlangchain.artifacts import records
-from qlangchain.artifacts.source import DEMO, Source
+from qlangchain.artifacts.source import DEMO, DEMO_DIRECTORY, Source
 from qlangchain.errors import InvalidInputError, NoWeightsError
 from qlangchain.pipeline.engines import engine_facts, engines
 from qlangchain.pipeline.offering import offers
@@ -21,6 +25,10 @@ from qlangchain.selection.planner import plans
 from qlangchain.selection.quality import Verdict
 from qlangchain.selection.speed import Measurement
 from qlangchain.types import Hardware, Method, Requirements
+
+_ELSEWHERE: Final = (
+    "This is a plan for another machine: the engines are taken to be installed there and able to use its GPU."
+)
 
 
 def plan(
@@ -131,18 +139,44 @@ def choose(source: Source, wanted: Requirements, on: Hardware | None = None) -> 
 def steps(source: Source, wanted: Requirements, on: Hardware | None = None) -> tuple[Plan, ...]:
     """Return the plan and those to try in turn where an engine cannot do what was planned."""
     configured = settings.read()
-    here = on or machine.detect()
+    detected = machine.detect()
+    here = on or detected
     if wanted.runtime == "vllm" and source.quantization is not None:
         check_servable(
             source.quantization, dict(wanted.engine_settings), on_gpu=engine_facts("vllm", wanted.hardware).gpu
         )
-    return plans(
+    able = engines(wanted.runtime, wanted.hardware, here)
+    elsewhere = on is not None and _has_other_gpus(on, detected)
+    if elsewhere:
+        able = tuple(replace(one, gpu=True, installed=True) for one in able)
+    ways = plans(
         wanted,
         here,
         source.facts,
         offers(source, wanted),
-        engines(wanted.runtime, wanted.hardware, here),
-        threads=configured.threads,
+        able,
+        threads=configured.threads if on is None else None,
         runs=records.recall(configured.store, Measurement) if on is None else (),
-        verdicts=records.recall(configured.store, Verdict),
+        verdicts=(*shipped_verdicts(source), *records.recall(configured.store, Verdict)),
     )
+    return tuple(replace(one, notices=(*one.notices, _ELSEWHERE)) for one in ways) if elsewhere else ways
+
+
+def _has_other_gpus(here: Hardware, detected: Hardware) -> bool:
+    """Whether the plan is for a GPU that this machine does not have, so that no engine here can be asked about it."""
+    own = {(gpu.name, gpu.total_bytes) for gpu in detected.gpus}
+    return any((gpu.name, gpu.total_bytes) not in own for gpu in here.gpus)
+
+
+def shipped_verdicts(source: Source) -> tuple[Verdict, ...]:
+    """What the package knows of its own demo model, as `demo/card.md` says; nothing for any other."""
+    if source.weights != DEMO_DIRECTORY:
+        return ()
+    return _demo_verdicts(source.facts.name)
+
+
+@lru_cache(maxsize=4)
+def _demo_verdicts(name: str) -> tuple[Verdict, ...]:
+    content = json.loads(resources.files("qlangchain.demo").joinpath("verdicts.json").read_text(encoding="utf-8"))
+    shared = {"text": content["text"], "date": content["date"], "by": "by the package's authors"}
+    return tuple(Verdict(artifact=f"{name}:{one['format']}", **one, **shared) for one in content["verdicts"])

@@ -101,7 +101,10 @@ def look(
     on = hardware if isinstance(hardware, Hardware) else None
     wanted = requirements(hardware="auto" if on else str(hardware), **asked)  # type: ignore[arg-type]
     forbidden = is_offline(offline)
-    source, wanted = located(_with_revision(model, revision), wanted, offline=forbidden, on=on, refresh=not forbidden)
+    named = _with_revision(model, revision)
+    id = id_of(named)
+    pinned = id is not None and id.is_pinned  # a commit never changes: what is here of it is what there is
+    source, wanted = located(named, wanted, offline=forbidden, on=on, refresh=not forbidden and not pinned)
     plan = choose(source, wanted, on)
     if source.hub is None:
         return Pull(plan, source)

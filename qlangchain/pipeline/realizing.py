@@ -9,7 +9,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qlangchain import settings
@@ -66,7 +66,8 @@ def realize(source: Source, plan: Plan, watching: Watching | None = None, *, off
     store = Store(settings.read().store)
     watching = watching or _watching.get()
     if plan.source.startswith(HUB):
-        return _artifact(_fetch(source, _candidates(source, plan), store, watching, offline), plan)
+        stored = _fetch(source, _candidates(source, plan), store, watching, offline)
+        return _artifact(stored, replace(plan, format=stored.manifest.format or plan.format))
     if plan.source == DIRECTORY:
         assert source.directory is not None
         digest = digest_of(source.directory, store.digest)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,19 +30,23 @@ def measure(
     found: QuantizedFiles,
     source: Path,
     *,
+    texts: Sequence[str] | None = None,
+    samples: int = SAMPLES,
     progress: Callable[[str, int, int], None] | None = None,
     cancel: threading.Event | None = None,
 ) -> tuple[float, float, float, int]:
     """Return the mean KL divergence per token in nats, that of rounding to nearest, the agreement, and the tokens.
 
-    Raises what `Decoder` raises, and `CancelledError`.
+    At most `samples` samples of `LENGTH` tokens are cut from `texts`, by default from the text that ships. Raises what `Decoder` raises, and `CancelledError`.
     """
     import torch
 
     decoder = Decoder(source)
     context = int(getattr(decoder.model.config, "max_position_embeddings", LENGTH))
     length = min(LENGTH, context)
-    tokens = samples_of(load_tokenizer(source), held_out_texts(), None, length, at_least=1)[:SAMPLES]
+    tokens = samples_of(load_tokenizer(source), held_out_texts() if texts is None else texts, None, length, at_least=1)[
+        :samples
+    ]
     embedded, arguments = decoder.start(tokens, torch.float32)
     states = [torch.cat(list(embedded))] * 3  # the source, the quantized one, the source rounded to nearest
     with torch.inference_mode():

@@ -55,6 +55,7 @@ def families() -> dict[str, Family]:
         rows[name] = whole
     found = {}
     for row in rows.values():
-        family = Family(**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()})
+        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+        family = Family(**values)
         found.update(dict.fromkeys(family.classes, family))
     return found

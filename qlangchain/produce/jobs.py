@@ -5,6 +5,7 @@ Arguments and results are JSON. `progress` is called with a stage, what is done 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 import threading
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from qlangchain.artifacts.atomic import read_json, write_json
 from qlangchain.artifacts.headers import read_gguf_header
 from qlangchain.artifacts.locks import hold
-from qlangchain.errors import ProductionError, QlangchainError
+from qlangchain.errors import ArtifactError, MissingDependencyError, ProductionError
 
 if TYPE_CHECKING:
     from qlangchain.produce.verify import Divergence, Report
@@ -121,7 +122,7 @@ def gguf(
     if divergence or (divergence is None and small and format not in ("F32", "F16", "BF16")):
         try:
             found |= _divergence(gguf_check.divergence(path, Path(source), progress=progress, cancel=cancel))
-        except QlangchainError:  # torch is not here, or it is not an architecture that can be run block by block
+        except (ArtifactError, MissingDependencyError):  # it cannot be run block by block here
             if divergence:
                 raise
     return found
@@ -183,7 +184,8 @@ def verify(
         try:
             found |= _errors([(one.name, one.relative) for one in gguf_check.errors(path, plan) if one.type != "F32"])
             gguf_check.check_errors(path, plan)
-            found |= _divergence(gguf_check.divergence(path, Path(source), progress=progress, cancel=cancel))
+            with contextlib.suppress(ArtifactError, MissingDependencyError):  # it cannot be run block by block here
+                found |= _divergence(gguf_check.divergence(path, Path(source), progress=progress, cancel=cancel))
         except ProductionError as error:
             found["problems"] = [error.message]
         except KeyError as error:

@@ -37,7 +37,7 @@ def quantize(
 
     lines: collections.deque[bytes] = collections.deque(maxlen=40)
 
-    @llama_cpp.llama_log_callback  # type: ignore[misc, unused-ignore]
+    @llama_cpp.llama_log_callback  # type: ignore[misc, untyped-decorator, unused-ignore]
     def log(level: int, text: bytes, data: Any) -> None:
         lines.append(text)
         sys.stderr.write(text.decode("utf-8", "replace"))

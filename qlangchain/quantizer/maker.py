@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import re
 import secrets
@@ -74,6 +75,17 @@ class ModelQuantizer:
         if self._weights is None:
             self._weights = full_precision(self.model_path, offline=self._offline, cancel=self._cancel)
         return self._weights
+
+    def method(self, name: str) -> Callable[..., Path]:
+        """Return the method that makes "gptq", "awq", "gguf" or "int8"; `InvalidInputError` for another name."""
+        methods: dict[str, Callable[..., Path]] = {
+            "gptq": self.quantize_gptq, "awq": self.quantize_awq,
+            "gguf": self.quantize_gguf, "int8": self.quantize_int8,
+        }  # fmt: skip
+        word = name.strip().lower() if isinstance(name, str) else ""
+        if word not in methods:
+            raise InvalidInputError(f"The method {name!r} is not known.", hint=f"Known: {', '.join(methods)}.")
+        return methods[word]
 
     def watch(self, progress: Callable[[Progress], None] | None) -> None:
         """Tell `progress` from now on."""
@@ -241,7 +253,7 @@ class ModelQuantizer:
         self._refuse(target)
         texts = read_texts(dataset, offline=self._offline)
         tool = tool or self._tool(method)
-        calibration = {"texts": texts, "samples": samples, "sequence_length": sequence_length}
+        calibration: dict[str, Any] = {"texts": texts, "samples": samples, "sequence_length": sequence_length}
         start = time.monotonic()
         with _replacing(target) as place:
             if tool is None:
@@ -259,7 +271,7 @@ class ModelQuantizer:
         return target
 
     def _tool(self, method: str) -> str | None:
-        """gptqmodel for an architecture that our own producers do not know, None for ours."""
+        """Return gptqmodel for an architecture that our own producers do not know, None for ours."""
         from qlangchain.produce.decoders import architectures
 
         config = read_config(self.weights.directory)
@@ -326,22 +338,14 @@ def quantize(
     `settings` are the arguments of `ModelQuantizer.quantize_<method>`; the others those of `ModelQuantizer`.
     Raises `InvalidInputError` for an unknown method or setting, and what those methods raise.
     """
-    word = method.strip().lower() if isinstance(method, str) else ""
     quantizer = ModelQuantizer(
         model, output_dir,
         progress=progress, cancel=cancel, memory_limit=memory_limit, overwrite=overwrite, offline=offline,
     )  # fmt: skip
-    make = {
-        "gptq": quantizer.quantize_gptq, "awq": quantizer.quantize_awq,
-        "gguf": quantizer.quantize_gguf, "int8": quantizer.quantize_int8,
-    }.get(word)  # fmt: skip
-    if make is None:
-        raise InvalidInputError(f"The method {method!r} is not known.", hint="Known: gptq, awq, gguf, int8.")
-    import inspect
-
+    make = quantizer.method(method)
     known = inspect.signature(make).parameters
     if unknown := settings.keys() - known.keys():
-        raise InvalidInputError(f"{word} has no setting {min(unknown)!r}.", hint=f"Known: {', '.join(known)}.")
+        raise InvalidInputError(f"{method} has no setting {min(unknown)!r}.", hint=f"Known: {', '.join(known)}.")
     make(**settings)
     assert quantizer.made is not None
     return quantizer.made

@@ -263,8 +263,9 @@ def _is_about(verdict: Verdict, offer: Offer, model: ModelFacts) -> bool:
 
 def _speeds(offer: Offer, engine: EngineFacts, weights: Weights, found: Place, at: Situation) -> _Speeds:
     model, hardware, cpu, gpu = at.model.architecture, at.hardware, found.cpu, found.gpu
+    whole = max(weights.loaded, 1)  # an empty file is refused by who opens it, not here
     read = speed.bytes_per_token(
-        weights.loaded,
+        whole,
         embedding_bytes=weights.embedding,
         tied=model.tied,
         expert_bytes=sum(weights.experts),
@@ -288,9 +289,9 @@ def _speeds(offer: Offer, engine: EngineFacts, weights: Weights, found: Place, a
         decode, at.runs, machine=speed.machine_of(hardware), runtime=engine.runtime, device=device,
         format=offer.format, method=method, artifact=offer.key,
     )  # fmt: skip
-    active = at.model.parameters * read / (weights.loaded or 1)
+    active = at.model.parameters * read / whole
     prefill = speed.prefill(loads, max(active, 1), gpus=hardware.gpus)
-    cache_share = kv / (read + kv or 1)
+    cache_share = kv / (read + kv)
     return corrected, prefill, speed.throughput(corrected, prefill, found.setting.slots, kv_share=cache_share)
 
 

@@ -23,6 +23,7 @@ from qlangchain.types import Method, Requirements, UseCase
 FLOORS: Final = {UseCase.RESEARCH: (1, 2), UseCase.PRODUCTION: (2, 4), UseCase.PERSONAL: (2, 4)}
 # How much more than the least may be fetched or written to get what the table says: a factor, and bytes.
 _EFFORT: Final = (1.5, 256 << 20)
+_LITTLE: Final = 64 << 20  # bytes whose fetching or writing nobody minds
 _TABLES: Final = (Method.GPTQ, Method.AWQ)
 _STAND_IN: Final = "Q4_K_M"  # the table's GGUF beside a GPU, where nothing serves its AWQ or GPTQ
 Key = tuple[float | str, ...]
@@ -86,7 +87,7 @@ class Order:
             "cache": option.setting.kv_type != "f16",
             "crowded": option.crowded,
             **objective,
-            "effort": _effort(offer),
+            "effort": round(8 * math.log2(1 + _effort(offer) / _LITTLE)),
             "trust": offer.trust,
             "size": offer.size_bytes,
             "key": offer.key,
@@ -106,8 +107,8 @@ class Order:
             "floor": f"{quality}, below {GRADES[min(self._floor, len(GRADES) - 1)]!r}",
             "costly": f"{size(mine.fetch + mine.write)} to fetch and write, not {size(best.fetch + best.write)}",
             "context": f"it has room for {option.setting.context:,} tokens of context only",
-            "table": f"the table says {_STAND_IN if self._stands_in else self.name}, and "
-            f"{rate(_expected(mine.decode))} tokens/s, not {rate(_expected(best.decode))}, are no hard reason",
+            "table": f"the table says {_STAND_IN if self._stands_in else self.name}"
+            f" (this one: {rate(_expected(mine.decode))} tokens/s, {mine.grade})",
             "cache": f"its KV cache has room in {option.setting.kv_type} only",
             "crowded": f"it takes {size(mine.memory)} of the {size(mine.memory_free)} that are free",
             "speed": f"it would write {rate(_expected(mine.decode))} tokens/s, not {rate(_expected(best.decode))}",

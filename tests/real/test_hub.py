@@ -20,6 +20,7 @@ from qlangchain.errors import (
     ModelNotFoundError,
     NoWeightsError,
     OfflineError,
+    QlangchainWarning,
     RevisionNotFoundError,
     UnsupportedModelError,
 )
@@ -178,3 +179,51 @@ def test_offline_asks_nobody(hub: StandIn) -> None:
     with pytest.raises(OfflineError):
         pull(BASE, offline=True)
     assert hub.requests == []
+
+
+def test_a_commit_that_is_here_is_not_asked_for(hub: StandIn) -> None:
+    commit = hub.repositories[CURATED].refs["main"]
+    first = pull(f"{CURATED}:Q4_0@{commit}")
+    hub.requests.clear()
+    assert pull(f"{CURATED}:Q4_0@{commit}").path == first.path
+    assert hub.requests == []
+    with pytest.raises(InvalidInputError, match="already"):
+        pull(f"{CURATED}@{commit}", revision="main")
+
+
+def test_a_newer_commit_is_fetched_by_pull_alone(hub: StandIn, ggufs: dict[str, Path]) -> None:
+    first = pull(f"{CURATED}:Q4_0")
+    hub.add(CURATED, {"tiny-chat-Q4_0.gguf": ggufs["Q5_1"].read_bytes()}, licence="apache-2.0")
+    assert pipeline.prepare(f"{CURATED}:Q4_0", pipeline.requirements(hardware="cpu")).artifact.digest == first.digest
+    with pytest.warns(QlangchainWarning, match=r"named Q4_0, and its header says Q5_1"):
+        newer = pull(f"{CURATED}:Q4_0", allow_produce=False)
+    assert (newer.format, newer.digest != first.digest) == ("Q5_1", True)
+
+
+def test_the_command_line(hub: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from qlangchain.cli import app
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> dict[str, object]:
+        shown = CliRunner().invoke(app, ["pull", *words, "--json"], catch_exceptions=False)
+        assert shown.exit_code == 0, shown.output
+        found: dict[str, object] = json.loads(shown.output)
+        return found
+
+    looked = run(BASE, "--format", "Q4_0", "--dry-run")
+    assert (looked["repo"], looked["format"], looked["licence"]) == (CURATED, "Q4_0", "apache-2.0")
+    assert looked["missing_bytes"] == sum(file["bytes"] for file in looked["files"])  # type: ignore[attr-defined]
+    assert not any((tmp_path / "home" / "blobs").glob("*"))
+    (pulled,) = run(BASE, "--format", "Q4_0", "--lock")["artifacts"]  # type: ignore[misc]
+    assert Path(pulled["path"]).is_file()
+    assert (tmp_path / "qlangchain.lock").is_file()
+    hub.requests.clear()
+    (again,) = run("--locked")["artifacts"]  # type: ignore[misc]
+    assert again["sha256"] == pulled["sha256"]
+    assert hub.requests == []
+    assert run(BASE, "--format", "Q4_0", "--dry-run")["missing_bytes"] == 0
+    shown = CliRunner().invoke(app, ["pull", f"{CURATED}:Q4_0", "--dry-run"], catch_exceptions=False)
+    assert "would be fetched" in shown.output

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from qlangchain.artifacts.source import DEMO_DIRECTORY
 
@@ -30,6 +33,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 TEXTS = ["The quick brown fox jumps over the lazy dog, and 17 x 3 = 51. " * 40, "什么是量化？" * 60]
 QUICK: dict[str, Any] = {"group_size": 32, "texts": TEXTS, "samples": 6, "sequence_length": 32}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Torch's threads wait for each other by spinning, which takes ten times as long where cores are shared."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def make_model(directory: Path, family: str = "LlamaForCausalLM", *, dtype: str = "bfloat16", **changes: Any) -> Path:

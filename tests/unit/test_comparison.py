@@ -37,7 +37,7 @@ FOUND = Comparison(
     rows=(
         Row(
             "Q4_0", "GGUF", 4 << 30, "d" * 64, FIGURES, "llama.cpp", "llamacpp", 0.25, 41.25, 5 << 30,
-            Agreement(2, 0.5, 0.75, 1.0),
+            agreement=Agreement(2, 0.5, 0.75, 1.0),
         ),
         Row("GPTQ-INT4", "GPTQ", 3 << 20, problems=("not served: no engine\nis here",)),
         Row("Q2_K", problems=("not made: no [quantizer]",)),

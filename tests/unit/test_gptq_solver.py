@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
+from unit.quantizable import one_thread as one_thread
+
 from qlangchain.errors import ProductionError  # noqa: E402
 from qlangchain.produce import gptq_solver  # noqa: E402
 from qlangchain.produce.awq_search import fit, rounded, search_clips, search_input_scales  # noqa: E402

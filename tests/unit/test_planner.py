@@ -1,4 +1,4 @@
-"""Choosing, held to properties over invented machines, models, engines and offers."""
+"""Choosing: the table first, then the numbers; what is asked for is done or refused with a reason."""
 
 from __future__ import annotations
 
@@ -6,216 +6,53 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qlangchain import pipeline
 from qlangchain.errors import (
+    DoesNotFitError,
     HardwareUnavailableError,
     InvalidInputError,
     MissingDependencyError,
     NoWeightsError,
-    QlangchainError,
 )
-from qlangchain.selection.choose import choose_quantization_method
+from qlangchain.selection.costing import DEFAULT_CONTEXT
+from qlangchain.selection.facts import ModelFacts, Offer
 from qlangchain.selection.memory import kv_bytes_per_token, slots_that_fit
-from qlangchain.selection.planner import DEFAULT_CONTEXT, DEFAULT_SLOTS, MIN_CONTEXT, make_plan
-from qlangchain.types import (
-    EngineFacts,
-    Gpu,
-    Hardware,
-    Method,
-    ModelFacts,
-    Offer,
-    Origin,
-    Plan,
-    Requirements,
-    Target,
-    UseCase,
+from qlangchain.selection.plan import Plan
+from qlangchain.selection.planner import make_plan
+from qlangchain.selection.quality import Verdict
+from qlangchain.selection.speed import Measurement, machine_of
+from qlangchain.types import EngineFacts, Gpu, Hardware, Method, Origin, Requirements, Target, UseCase
+from unit.inventing import (
+    AWQ,
+    CPU_BOX,
+    CPU_ENGINE,
+    GIB,
+    GPTQ,
+    GPU_BOX,
+    GPU_ENGINE,
+    KQUANTS,
+    MODEL,
+    PLAIN,
+    TRANSFORMERS,
+    VLLM,
+    found,
+    produced,
+    remote,
+    whole,
 )
-
-GIB = 1 << 30
-PLAIN = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
-KQUANTS = ("Q4_K_M", "Q4_K_S", "Q5_K_M", "Q5_K_S", "Q6_K")
-GPU = Gpu("RTX 4090", 24 * GIB, 22 * GIB)
-CPU_BOX = Hardware(memory_total=16 * GIB, memory_available=12 * GIB, cores=8)
-GPU_BOX = replace(CPU_BOX, gpus=(GPU,))
-CPU_ENGINE = EngineFacts("llamacpp", "llama.cpp b1", gpu=False, gpu_hint="Install a build for GPUs.")
-GPU_ENGINE = replace(CPU_ENGINE, gpu=True)
-MODEL = ModelFacts("m", max_context=32_768, kv_bytes_per_token=50_000)
-
-
-def produced(*formats: str) -> list[Offer]:
-    return [Offer(Method.GGUF, format, Origin.PRODUCED, 4 * GIB) for format in formats]
-
-
-def found(*formats: str) -> list[Offer]:
-    return [Offer(Method.GGUF, format, Origin.FOUND, (4 + number) * GIB) for number, format in enumerate(formats)]
 
 
 def plan(
-    offers: list[Offer] | None = None, machine: Hardware = CPU_BOX, engine: EngineFacts = CPU_ENGINE, **wanted: Any
+    offers: list[Offer] | None = None,
+    machine: Hardware = CPU_BOX,
+    engine: EngineFacts | tuple[EngineFacts, ...] = CPU_ENGINE,
+    model: ModelFacts = MODEL,
+    **wanted: Any,
 ) -> Plan:
-    return make_plan(Requirements(**wanted), machine, MODEL, produced(*PLAIN) if offers is None else offers, engine)
-
-
-# What may come in.
-
-SIZES = st.integers(1, 1 << 40)
-GPUS = st.builds(Gpu, name=st.sampled_from(["A", "B"]), total_bytes=SIZES, free_bytes=SIZES)
-MACHINES = st.builds(
-    Hardware,
-    memory_total=SIZES,
-    memory_available=SIZES,
-    cores=st.integers(1, 256),
-    gpus=st.lists(GPUS, max_size=2).map(tuple),
-    sources=st.just({}),
-)
-MODELS = st.builds(
-    ModelFacts,
-    name=st.just("m"),
-    max_context=st.integers(1, 1 << 14) | st.integers(1 << 14, 1 << 21),
-    kv_bytes_per_token=st.integers(0, 1 << 22),
-)
-OFFERS = st.lists(
-    st.builds(
-        Offer,
-        method=st.just(Method.GGUF),
-        format=st.sampled_from([*PLAIN, *KQUANTS, "IQ4_XS"]),
-        origin=st.sampled_from(Origin),
-        size_bytes=SIZES,
-    ),
-    max_size=8,
-)
-ENGINES = st.builds(
-    EngineFacts, runtime=st.just("llamacpp"), version=st.just("b1"), gpu=st.booleans(), gpu_hint=st.just("Install it.")
-)
-SENSIBLE = {
-    "use_case": st.sampled_from(UseCase),
-    "hardware": st.sampled_from(Target),
-    "precision_required": st.booleans(),
-    "context_length": st.none() | st.integers(MIN_CONTEXT, 4096),
-    "concurrency": st.none() | st.integers(1, 256),
-    "method": st.sampled_from([None, Method.GGUF]),
-    "format": st.sampled_from([None, None, None, *PLAIN]),
-    "allow_produce": st.just(True),
-}
-ANY = {
-    **SENSIBLE,
-    "context_length": st.none() | st.integers(-5, 1 << 22),
-    "concurrency": st.none() | st.integers(-1, 300),
-    "method": st.sampled_from([None, *Method]),
-    "format": st.sampled_from([None, *PLAIN, *KQUANTS, "Q9_9"]),
-    "allow_produce": st.booleans(),
-}
-WEIGHTS = OFFERS.map(lambda offers: offers + produced(*PLAIN))
-FACTS = st.tuples(st.builds(Requirements, **SENSIBLE), MACHINES, MODELS, WEIGHTS, ENGINES)
-ANY_FACTS = st.tuples(st.builds(Requirements, **ANY), MACHINES, MODELS, OFFERS | WEIGHTS, ENGINES)
-
-
-def outcome(*facts: Any) -> Plan | QlangchainError:
-    """The plan, or why there is none; an error that is not ours fails the test."""
-    try:
-        return make_plan(*facts)
-    except QlangchainError as error:
-        return error
-
-
-def planned(*facts: Any) -> Plan:
-    """The plan of facts that allow one."""
-    result = outcome(*facts)
-    assume(isinstance(result, Plan))
-    assert isinstance(result, Plan)
-    return result
-
-
-@given(ANY_FACTS)
-def test_any_facts_give_a_plan_or_an_error_with_a_hint(facts: Any) -> None:
-    result = outcome(*facts)
-    assert isinstance(result, Plan) or (result.message and result.hint)
-
-
-@given(ANY_FACTS)
-def test_the_same_facts_give_the_same_plan(facts: Any) -> None:
-    assert repr(outcome(*facts)) == repr(outcome(*facts))
-
-
-@given(FACTS)
-def test_a_plan_is_made_of_what_there_is(facts: Any) -> None:
-    wanted, hardware, model, offers, engine = facts
-    chosen = planned(*facts)
-    offer = next(o for o in offers if (o.format, o.origin) == (chosen.format, chosen.origin))
-    assert wanted.allow_produce or offer.origin is not Origin.PRODUCED
-    assert wanted.format in (None, chosen.format)
-    assert wanted.context_length in (None, chosen.context_length)
-    assert wanted.concurrency in (None, chosen.slots)
-    assert 1 <= chosen.context_length <= model.max_context
-    assert 1 <= chosen.slots <= (wanted.concurrency or DEFAULT_SLOTS)
-    assert (chosen.threads, chosen.runtime) == (hardware.cores, engine.runtime)
-    assert chosen.hardware is not Target.AUTO
-    assert wanted.hardware in (Target.AUTO, chosen.hardware)
-    uses_gpu = chosen.gpu_layers != 0
-    assert uses_gpu == (chosen.hardware is not Target.CPU and engine.gpu and hardware.has_gpu)
-
-
-@given(FACTS)
-def test_every_plan_has_its_reasons(facts: Any) -> None:
-    chosen = planned(*facts)
-    assert all(reason.strip() and reason.endswith(".") for reason in chosen.reasons)
-    assert any("the table says" in reason for reason in chosen.reasons)
-    for rejection in chosen.rejected:
-        assert rejection.choice.strip()
-        assert rejection.reason.strip()
-        assert rejection.choice != chosen.format
-    assert len(set(chosen.notices)) == len(chosen.notices)
-
-
-@given(FACTS)
-def test_what_is_not_the_tables_choice_is_a_rejection_of_it(facts: Any) -> None:
-    wanted = facts[0]
-    chosen = planned(*facts)
-    assume(wanted.format is None)
-    row = choose_quantization_method(wanted.use_case, chosen.hardware, wanted.precision_required)
-    if chosen.format != row["format"]:
-        assert any(row["format"] in rejection.choice for rejection in chosen.rejected)
-
-
-@given(FACTS, SIZES)
-def test_less_memory_never_gives_more_slots(facts: Any, less: int) -> None:
-    wanted, hardware, *rest = facts
-    poorer = replace(hardware, memory_available=min(less, hardware.memory_available))
-    rich, poor = planned(wanted, hardware, *rest), make_plan(wanted, poorer, *rest)
-    assert poor.slots <= rich.slots
-    assert replace(poor, slots=rich.slots, reasons=rich.reasons) == rich
-
-
-@given(FACTS, st.integers(MIN_CONTEXT, 1 << 14))
-def test_a_longer_context_never_gives_more_slots(facts: Any, shorter: int) -> None:
-    wanted, *rest = facts
-    long = planned(wanted, *rest)
-    short = planned(replace(wanted, context_length=shorter), *rest)
-    if short.context_length > long.context_length:
-        short, long = long, short
-    assert long.slots <= short.slots
-
-
-@given(FACTS)
-def test_a_gpu_that_was_asked_for_is_used_or_refused(facts: Any) -> None:
-    wanted, hardware, model, offers, engine = facts
-    wanted = replace(wanted, hardware=Target.GPU)
-    if hardware.has_gpu and engine.gpu:
-        assert planned(wanted, hardware, model, offers, engine).gpu_layers == -1
-    else:
-        with pytest.raises(HardwareUnavailableError):
-            make_plan(wanted, hardware, model, offers, engine)
-
-
-@given(FACTS)
-def test_hybrid_without_a_gpu_says_so(facts: Any) -> None:
-    wanted, hardware, model, offers, engine = facts
-    chosen = planned(replace(wanted, hardware=Target.HYBRID), hardware, model, offers, engine)
-    alone = any("hybrid" in notice and "CPU alone" in notice for notice in chosen.notices)
-    assert alone == (chosen.gpu_layers == 0) == (not (hardware.has_gpu and engine.gpu))
+    return make_plan(Requirements(**wanted), machine, model, produced(*PLAIN) if offers is None else offers, engine)
 
 
 # The table first.
@@ -231,21 +68,64 @@ def test_the_tables_format_is_taken_where_it_is_on_offer(
 ) -> None:
     chosen = plan(origin(*PLAIN, *KQUANTS), **words(hardware=hardware, precision_required=precise))
     assert (chosen.format, chosen.rejected) == (format, ())
+    assert not any("instead of" in reason for reason in chosen.reasons)
+
+
+@pytest.mark.parametrize(("precise", "method"), [(True, Method.AWQ), (False, Method.GPTQ)])
+def test_the_tables_gpu_methods_are_taken_where_an_engine_serves_them(precise: bool, method: Method) -> None:
+    chosen = plan(
+        [*found("Q4_K_M"), AWQ, GPTQ], GPU_BOX, (GPU_ENGINE, VLLM), hardware=Target.GPU, precision_required=precise
+    )
+    assert (chosen.method, chosen.runtime, chosen.gpu_layers) == (method, "vllm", -1)
 
 
 @pytest.mark.parametrize(("precise", "row"), [(True, "AWQ INT4"), (False, "GPTQ INT4")])
-def test_a_gpu_method_without_an_engine_is_rejected_with_the_reason(precise: bool, row: str) -> None:
-    chosen = plan(produced(*PLAIN, *KQUANTS), GPU_BOX, GPU_ENGINE, hardware=Target.GPU, precision_required=precise)
-    assert chosen.format == "Q4_K_M"
-    assert chosen.gpu_layers == -1
+def test_a_gpu_method_that_is_not_on_offer_is_rejected_with_the_reason(precise: bool, row: str) -> None:
+    chosen = plan(
+        produced("Q8_0", "Q4_0", *KQUANTS), GPU_BOX, GPU_ENGINE, hardware=Target.GPU, precision_required=precise
+    )
+    assert (chosen.format, chosen.gpu_layers) == ("Q4_K_M", -1)
     (rejection,) = chosen.rejected
     assert rejection.choice == row
-    assert "no engine" in rejection.reason
+    assert "not on offer" in rejection.reason
+    assert any(f"instead of the table's {row}" in reason for reason in chosen.reasons)
 
 
-@pytest.mark.parametrize("use_case", list(UseCase))
-def test_the_use_case_changes_nothing_yet_and_is_understood(use_case: UseCase) -> None:
-    assert plan(use_case=use_case).format == "Q5_1"
+def test_production_with_a_gpu_goes_by_the_gpu_s_row() -> None:
+    offers, engines = [*found("Q4_K_M"), AWQ], (GPU_ENGINE, VLLM)
+    chosen = plan(offers, GPU_BOX, engines, use_case=UseCase.PRODUCTION)
+    assert (chosen.method, chosen.runtime) == (Method.AWQ, "vllm")
+    assert plan(offers, GPU_BOX, engines, use_case=UseCase.PERSONAL).format == "Q4_K_M"
+    assert plan(offers, CPU_BOX, engines, use_case=UseCase.PRODUCTION).format == "Q4_K_M"
+
+
+def test_research_takes_no_loss_that_can_be_avoided() -> None:
+    offers = found("Q4_0", "Q5_1", "Q8_0", "F16")
+    assert plan(offers, use_case=UseCase.RESEARCH).format == "F16"
+    chosen = plan(found("Q4_0", "Q5_1", "Q8_0"), use_case=UseCase.RESEARCH)
+    assert chosen.format == "Q8_0"
+    assert any("instead of the table's Q5_1: its quality is 'small loss'" in reason for reason in chosen.reasons)
+
+
+def test_a_measured_verdict_decides_over_a_published_figure() -> None:
+    bad = Verdict("m:Q5_1", "Q5_1", 0.5, None, None, "ab", "2026-01-01")
+    facts = (Requirements(), CPU_BOX, MODEL, produced(*PLAIN), CPU_ENGINE)
+    assert make_plan(*facts).format == "Q5_1"
+    chosen = make_plan(*facts, verdicts=[bad])
+    assert chosen.format != "Q5_1"
+    assert any("instead of the table's Q5_1" in reason and "0.5" in reason for reason in chosen.reasons)
+    better = replace(bad, kl=0.001)
+    assert make_plan(*facts, verdicts=[bad, better]).format == "Q5_1"
+
+
+def test_runs_on_this_machine_correct_the_speed_and_it_says_so() -> None:
+    facts = (Requirements(), CPU_BOX, MODEL, produced("Q5_1"), CPU_ENGINE)
+    before = make_plan(*facts).estimate
+    run = Measurement(machine_of(CPU_BOX), "llamacpp", "cpu", "Q5_1", "x", 10.0, 5.0, "2026-01-01")
+    after = make_plan(*facts, runs=[run] * 3).estimate
+    assert before and after and before.decode and after.decode
+    assert after.decode.expected == pytest.approx(before.decode.expected / 2)
+    assert any("corrected by 0.50" in note for note in after.notes)
 
 
 @pytest.mark.parametrize(
@@ -280,15 +160,33 @@ def test_why_a_gpu_is_refused(hardware: Hardware, engine: EngineFacts, why: str)
     assert "Install a build for GPUs." in caught.value.hint
 
 
+def test_hybrid_without_a_gpu_says_so() -> None:
+    chosen = plan(None, hardware=Target.HYBRID)
+    assert chosen.gpu_layers == 0
+    assert any("hybrid" in notice and "CPU alone" in notice for notice in chosen.notices)
+
+
+def test_hybrid_splits_the_layers_of_what_is_larger_than_the_gpu() -> None:
+    small = replace(GPU_BOX, gpus=(Gpu("GTX 1060", 6 * GIB, 5 * GIB, bandwidth_bytes=192_000_000_000),))
+    chosen = plan(produced("Q4_K_M"), small, GPU_ENGINE, hardware=Target.HYBRID)
+    assert 0 < chosen.gpu_layers <= 32
+    assert chosen.estimate
+    assert 0 < chosen.estimate.gpu <= 5 * GIB
+    assert any("layers are on the GPU" in reason for reason in chosen.reasons)
+    with pytest.raises(DoesNotFitError, match="GPU's memory"):
+        plan(produced("Q4_K_M"), small, GPU_ENGINE, hardware=Target.GPU)
+
+
 # Substitutes.
 
 
-@pytest.mark.parametrize("origin", [produced, lambda *formats: produced(*formats) + found("Q5_0")])
-def test_the_plain_type_instead_of_one_that_needs_the_quantizer(origin: Any) -> None:
-    chosen = plan(origin(*PLAIN), **words(hardware="hybrid"))
-    assert chosen.format == "Q5_0"
-    assert [rejection.choice for rejection in chosen.rejected] == ["Q4_K_M"]
-    assert any("Q5_0 instead of Q4_K_M" in notice and "pip install" in notice for notice in chosen.notices)
+def test_another_format_instead_of_one_that_needs_the_quantizer() -> None:
+    chosen = plan(
+        produced(*PLAIN) + produced("Q4_K_M", why_not="it is not installed (pip install x)"), **words(hardware="hybrid")
+    )
+    assert chosen.format in PLAIN
+    assert [rejection.choice for rejection in chosen.rejected] == ["Q4_K_M", "Q4_K_M on llamacpp"]
+    assert any("instead of Q4_K_M" in notice and "pip install" in notice for notice in chosen.notices)
 
 
 def test_no_install_is_advised_that_would_not_help() -> None:
@@ -302,16 +200,37 @@ def test_no_install_is_advised_that_would_not_help() -> None:
     assert "Q8_0" in caught.value.hint
 
 
-@pytest.mark.parametrize(("precise", "format"), [(True, "F16"), (False, "IQ4_XS")])
-def test_of_several_files_the_most_precise_or_the_quickest(precise: bool, format: str) -> None:
-    chosen = plan(found("IQ4_XS", "Q6_K", "F16"), precision_required=precise)
-    assert (chosen.format, chosen.origin) == (format, Origin.FOUND)
+@pytest.mark.parametrize(("precise", "least"), [(True, 2), (False, 4)])
+def test_the_floor_of_quality(precise: bool, least: int) -> None:
+    chosen = plan(found("Q2_K", "IQ4_XS", "Q6_K", "F16"), precision_required=precise)
+    assert chosen.estimate
+    assert chosen.estimate.rank <= least
     assert chosen.rejected
+    low = next(one for one in chosen.runner_ups if one.format == "Q2_K")
+    assert (f"below {'small loss'!r}" in low.why) == precise
 
 
 def test_what_is_there_goes_before_what_can_be_made() -> None:
     chosen = plan(produced("Q5_1") + found("Q5_1"))
     assert chosen.origin is Origin.FOUND
+
+
+def test_the_trusted_publisher_goes_before_a_byte_less() -> None:
+    other, author = remote("Q5_1", trust=2, size=GIB - 1000), remote("Q5_1", trust=0, size=GIB)
+    assert plan([other, replace(author, key="hub:1")]).source == "hub:1"
+
+
+def test_much_less_to_fetch_goes_before_the_table() -> None:
+    chosen = plan([*produced("Q5_1", fetch=40 * GIB), remote("Q4_K_M", size=4 * GIB)])
+    assert (chosen.format, chosen.origin) == ("Q4_K_M", Origin.DOWNLOADED)
+    assert "to fetch and write" in chosen.runner_ups[0].why
+
+
+def test_a_disk_without_room() -> None:
+    full = replace(CPU_BOX, disk_free=GIB)
+    with pytest.raises(NoWeightsError, match=r"1\.0 GiB are free"):
+        plan([remote("Q5_1", size=4 * GIB)], full)
+    assert plan([remote("Q5_1", size=4 * GIB), *found("Q4_0")], full).format == "Q4_0"
 
 
 # Explicit wishes.
@@ -322,14 +241,15 @@ def test_what_is_there_goes_before_what_can_be_made() -> None:
 def test_an_explicit_format_is_taken(format: str, hardware: str) -> None:
     chosen = plan(**words(format=format, hardware=hardware))
     assert chosen.format == format
-    assert not any("instead of" in notice for notice in chosen.notices)
+    assert not any("instead of" in said for said in (*chosen.notices, *chosen.reasons))
 
 
 @pytest.mark.parametrize("format", KQUANTS)
 def test_an_explicit_format_is_never_replaced(format: str) -> None:
+    offers = produced(*PLAIN) + produced(*KQUANTS, why_not="needs the quantizer (pip install x)")
     with pytest.raises(MissingDependencyError, match=format) as caught:
-        plan(format=format)
-    assert "pip install" in caught.value.hint
+        plan(offers, format=format)
+    assert "pip install" in str(caught.value)
     assert "Q8_0" in caught.value.hint
 
 
@@ -353,14 +273,20 @@ def test_nothing_to_serve(offers: list[Offer], hint: str) -> None:
     assert hint in caught.value.hint
 
 
+def test_nothing_that_is_installed() -> None:
+    absent = replace(VLLM, installed=False, install_hint="Run it.", gpu=False)
+    with pytest.raises(MissingDependencyError, match="not installed"):
+        plan([AWQ], CPU_BOX, absent)
+
+
 @pytest.mark.parametrize(("asked", "context"), [(None, DEFAULT_CONTEXT), (16, 16), (32_768, 32_768)])
 def test_contexts(asked: int | None, context: int) -> None:
     assert plan(context_length=asked).context_length == context
 
 
 def test_the_default_context_is_within_the_models() -> None:
-    small = make_plan(Requirements(), CPU_BOX, replace(MODEL, max_context=512), produced("Q5_1"), CPU_ENGINE)
-    assert small.context_length == 512
+    small = ModelFacts("m", replace(MODEL.architecture, max_context=512))
+    assert plan(model=small).context_length == 512
 
 
 @pytest.mark.parametrize(("asked", "limit"), [(-1, "16"), (0, "16"), (15, "16"), (32_769, "32768")])
@@ -396,6 +322,62 @@ def test_slots_take_at_most_a_quarter_of_what_is_free(context: int, per_token: i
 
 def test_the_size_of_the_kv_cache_is_the_one_that_llama_cpp_logs() -> None:
     assert kv_bytes_per_token(24, 2, 64, 64) * 4096 == 48 << 20
+
+
+def test_with_less_and_less_memory_requests_then_the_cache_then_the_context_shrink() -> None:
+    seen = []
+    for free in range(40 * GIB, 4 * GIB, -(GIB >> 3)):
+        try:
+            chosen = plan(found("Q4_0", size=4 * GIB), replace(CPU_BOX, memory_available=free))
+        except DoesNotFitError as error:
+            assert error.missing_bytes > 0
+            assert "are missing" in error.message and "Q4_0 on llamacpp" in error.message
+            break
+        seen.append((chosen.context_length, chosen.kv_type == "f16", chosen.slots))
+    assert seen == sorted(seen, reverse=True)
+    assert {context for context, _, _ in seen} == {8192, 4096, 2048}
+    assert {slots for _, _, slots in seen} >= {1, 2, 4}
+
+
+def test_a_context_that_was_asked_for_is_not_shortened() -> None:
+    tight = replace(CPU_BOX, memory_available=6 * GIB)
+    assert plan(found("Q4_0", size=4 * GIB), tight).context_length < 32_768
+    with pytest.raises(DoesNotFitError, match="32,768 tokens") as caught:
+        plan(found("Q4_0", size=4 * GIB), tight, context_length=32_768)
+    assert "context_length=" in caught.value.hint
+
+
+def test_a_cache_in_eight_bits_is_not_for_models_that_end_their_engine() -> None:
+    phi = ModelFacts("phi", replace(MODEL.architecture, name="phi3"))
+    for free in range(16 * GIB, 5 * GIB, -(GIB >> 2)):
+        assert plan(found("Q4_0", size=4 * GIB), replace(CPU_BOX, memory_available=free), model=phi).kv_type == "f16"
+
+
+def test_vllm_takes_its_share_of_the_gpu_and_never_more() -> None:
+    chosen = plan([AWQ], GPU_BOX, VLLM, hardware=Target.GPU, context_length=8192)
+    assert chosen.estimate
+    assert chosen.estimate.parts["kv"] > 0
+    assert chosen.estimate.gpu <= GPU_BOX.gpus[0].free_bytes
+    small = replace(GPU_BOX, gpus=(replace(GPU_BOX.gpus[0], total_bytes=6 * GIB, free_bytes=5 * GIB),))
+    with pytest.raises(DoesNotFitError, match="vLLM's share"):
+        plan([AWQ], small, VLLM, hardware=Target.GPU)
+
+
+def test_transformers_serves_one_request_at_a_time() -> None:
+    chosen = plan([whole("BF16")], CPU_BOX, TRANSFORMERS)
+    assert (chosen.runtime, chosen.slots, chosen.gpu_layers) == ("transformers", 1, 0)
+
+
+def test_two_cards_are_counted_together_each_with_its_own_overhead() -> None:
+    card = Gpu("A", 8 * GIB, 7 * GIB)
+    one, two = (
+        plan(produced("Q8_0"), replace(GPU_BOX, gpus=cards), GPU_ENGINE, hardware=Target.HYBRID)
+        for cards in ((card,), (card, card))
+    )
+    assert one.estimate and two.estimate
+    assert 0 < one.gpu_layers < 33
+    assert two.gpu_layers == -1
+    assert 7 * GIB < two.estimate.gpu_free < 14 * GIB
 
 
 # Words.
