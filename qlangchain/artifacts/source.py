@@ -138,7 +138,13 @@ def _directory(path: Path, *, name: str) -> Source:
     weights = sorted(path.glob("*.safetensors"))
     if weights:
         files = tuple(_gguf(p)[0] for p in ggufs)
-        quantization = read_quantization(read_config(path))
+        config = read_config(path)
+        if config.get("auto_map"):
+            raise UnsafeWeightsError(
+                f"{path} brings code of its own (auto_map in config.json), which is never run.",
+                hint="Take a version of the model that needs none, or a GGUF file of it.",
+            )
+        quantization = read_quantization(config)
         return Source(
             _config_facts(path, name),
             files,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from qlangchain import __version__
-from qlangchain.cli import cache, chat, compare, demo, doctor, env, pull, quantize, run, verify
+from qlangchain.cli import cache, chat, compare, demo, doctor, env, plan, pull, quantize, run, verify
 from qlangchain.cli.output import fail
 from qlangchain.errors import QlangchainError
 
@@ -23,6 +23,7 @@ app.command("demo")(demo.demo)
 app.command("run")(run.run)
 app.command("chat")(chat.chat)
 app.command("doctor")(doctor.doctor)
+app.command("plan")(plan.plan)
 app.command("compare")(compare.compare)
 app.command("pull")(pull.pull)
 app.command("quantize")(quantize.quantize)

@@ -35,6 +35,8 @@ from qlangchain.types import Artifact, Hardware, Method
 LENGTH: Final = 512  # tokens of a chunk that is judged as a whole
 TOKENS: Final = 8192  # predicted at most; the standard error in the table says whether that is enough
 
+_STRANGE: Final = 1000.0  # a perplexity beyond what any model has with a text of its own kind
+
 
 def compare(
     model: str | os.PathLike[str],
@@ -120,6 +122,12 @@ class _Work:
             if judge:
                 with self._noted(notes, "Precision was not judged", InvalidInputError):
                     reference |= self._reference(directory)
+                    if reference["perplexity"] > _STRANGE:
+                        notes.append(
+                            f"The text is strange to this model (perplexity {reference['perplexity']:,.0f} at full "
+                            "precision), so that its figures say little of what it is used for. "
+                            "Pass a text of the kind that it is for."
+                        )
             if serve and self.prompts:
                 with self._noted(notes, "Full precision was not asked the prompts"):
                     answers = self._reference_answers()

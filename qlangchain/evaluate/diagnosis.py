@@ -14,7 +14,7 @@ from qlangchain.artifacts import records
 from qlangchain.artifacts import source as sources
 from qlangchain.evaluate.advice import Advice, Findings, advise
 from qlangchain.evaluate.comparison import compare, precise_format
-from qlangchain.evaluate.formats import UNQUANTIZED
+from qlangchain.evaluate.formats import UNQUANTIZED, parse
 from qlangchain.evaluate.making import CONTEXT, Tell
 from qlangchain.evaluate.measured import as_measurement
 from qlangchain.evaluate.result import Comparison
@@ -77,7 +77,12 @@ def diagnose(
     without, what is remembered and published has to do. Raises what `pipeline.prepare` raises.
     """
     source = pipeline.source_of(model, offline=pipeline.is_offline(offline))
-    wanted = pipeline.requirements(hardware=hardware, format=format and canonical(format))
+    asked = parse(format) if format else None
+    wanted = pipeline.requirements(
+        hardware=hardware,
+        method=str(asked.method) if asked else None,
+        format=asked.name if asked and asked.method is Method.GGUF else None,
+    )
     prepared = pipeline.prepare(model if isinstance(model, str) else Path(model), wanted, offline=offline)
     found = _read(prepared)
     comparison = None

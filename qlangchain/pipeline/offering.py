@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from qlangchain.artifacts.candidates import Candidate, Publisher
-from qlangchain.artifacts.source import Source
+from qlangchain.artifacts.source import Source, read_config
 from qlangchain.errors import QlangchainError
+from qlangchain.runtimes import transformers
 from qlangchain.selection.facts import ModelFacts, Offer
 from qlangchain.selection.formats import canonical
 from qlangchain.selection.weights import file_bytes, formats
@@ -37,12 +38,27 @@ def offers(source: Source, wanted: Requirements | None = None) -> list[Offer]:
             Offer(
                 kind.scheme, _format(source), Origin.FOUND, source.directory_bytes, key=DIRECTORY,
                 group_size=kind.group_size, symmetric=kind.symmetric is not False, desc_act=bool(kind.desc_act),
+                why_not=_stranger(source),
             )
         )  # fmt: skip
     allowed = wanted is None or wanted.allow_download
     if source.hub is not None and allowed:
         found += [_remote(index, one) for index, one in enumerate(source.hub.candidates)]
-    return found + _makeable(source, allowed)
+    try:
+        return found + _makeable(source, allowed)
+    except QlangchainError:
+        if all(one.why_not for one in found):
+            raise  # otherwise an engine that takes the weights as they lie may still do
+        return found
+
+
+def _stranger(source: Source) -> str:
+    """Say that no engine knows the architecture of a directory, where that is so; else nothing."""
+    assert source.directory is not None
+    if not source.facts.architecture.assumed:
+        return ""
+    kind = str(read_config(source.directory).get("model_type") or "")
+    return "" if transformers.knows(kind) else f"no engine here knows the architecture {kind!r}"
 
 
 def _format(source: Source) -> str:
@@ -73,7 +89,10 @@ def _remote(index: int, candidate: Candidate) -> Offer:
 
 
 def _makeable(source: Source, may_fetch: bool) -> list[Offer]:
-    """GGUF formats that can be made from full-precision weights, which may have to be fetched first."""
+    """GGUF formats that can be made from full-precision weights, which may have to be fetched first.
+
+    Raises UnsupportedModelError where the converter does not know the model.
+    """
     from qlangchain.produce import gguf, kquants
 
     fetch = 0
@@ -83,10 +102,7 @@ def _makeable(source: Source, may_fetch: bool) -> list[Offer]:
             return []
         fetch = base.variant.size_bytes
     else:
-        try:
-            gguf.check_architecture(source.weights)
-        except QlangchainError:
-            return []  # an engine that serves the directory as it lies may still do
+        gguf.check_architecture(source.weights)
     sizes = _Sizes(source.facts, source.weight_bytes or fetch)
     quantizer = "" if kquants.available() else _NEEDS_QUANTIZER
     made = []

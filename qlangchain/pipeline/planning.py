@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from qlangchain import hardware as machine
+from qlangchain import hardware as here
 from qlangchain import settings
 from qlangchain.artifacts import records
 from qlangchain.artifacts.source import DEMO, DEMO_DIRECTORY, Source
@@ -24,7 +24,7 @@ from qlangchain.selection.plan import Plan
 from qlangchain.selection.planner import plans
 from qlangchain.selection.quality import Verdict
 from qlangchain.selection.speed import Measurement
-from qlangchain.types import Hardware, Method, Requirements
+from qlangchain.types import EngineFacts, Hardware, Method, Requirements
 
 _ELSEWHERE: Final = (
     "This is a plan for another machine: the engines are taken to be installed there and able to use its GPU."
@@ -35,6 +35,7 @@ def plan(
     model: str | Path | None = None,
     *,
     hardware: str | Hardware = "auto",
+    machine: Hardware | None = None,
     use_case: str = "personal",
     precision_required: bool = True,
     context_length: int | None = None,
@@ -53,7 +54,8 @@ def plan(
     Args:
         model: "demo", the path of a GGUF file or of a model directory, a hub id such as "Qwen/Qwen3-4B" (with
             ":Q4_K_M" or "@REVISION" behind it), or an alias of the catalogue; None means the demo model.
-        hardware: "auto", "cpu", "gpu" or "hybrid", or a `Hardware` to plan for another machine.
+        hardware: "auto", "cpu", "gpu" or "hybrid", or a `Hardware`, which is "auto" on that machine.
+        machine: another machine to plan for, None for this one.
         use_case: "production", "research" or "personal".
         precision_required: whether accuracy comes before size.
         context_length: tokens per request; None takes the model's own, at most 8,192.
@@ -82,7 +84,7 @@ def plan(
         threads=threads,
         gpu_layers=gpu_layers,
     )
-    on = hardware if isinstance(hardware, Hardware) else None
+    on = hardware if isinstance(hardware, Hardware) else machine
     source, wanted = located(DEMO if model is None else model, wanted, offline=is_offline(offline), on=on)
     return choose(source, wanted, on)
 
@@ -127,7 +129,7 @@ def served(wanted: Requirements, on: Hardware | None = None) -> tuple[Method, ..
     """Return the methods whose weights an engine of this machine can serve, those of what is wanted only."""
     if wanted.method is not None:
         return (wanted.method,)
-    able = engines(wanted.runtime, wanted.hardware, on or machine.detect())
+    able, _ = _engines(wanted, on)
     return tuple(method for method in Method if any(method in one.methods and one.installed for one in able))
 
 
@@ -139,19 +141,14 @@ def choose(source: Source, wanted: Requirements, on: Hardware | None = None) -> 
 def steps(source: Source, wanted: Requirements, on: Hardware | None = None) -> tuple[Plan, ...]:
     """Return the plan and those to try in turn where an engine cannot do what was planned."""
     configured = settings.read()
-    detected = machine.detect()
-    here = on or detected
     if wanted.runtime == "vllm" and source.quantization is not None:
         check_servable(
             source.quantization, dict(wanted.engine_settings), on_gpu=engine_facts("vllm", wanted.hardware).gpu
         )
-    able = engines(wanted.runtime, wanted.hardware, here)
-    elsewhere = on is not None and _has_other_gpus(on, detected)
-    if elsewhere:
-        able = tuple(replace(one, gpu=True, installed=True) for one in able)
+    able, elsewhere = _engines(wanted, on)
     ways = plans(
         wanted,
-        here,
+        on or here.detect(),
         source.facts,
         offers(source, wanted),
         able,
@@ -162,10 +159,14 @@ def steps(source: Source, wanted: Requirements, on: Hardware | None = None) -> t
     return tuple(replace(one, notices=(*one.notices, _ELSEWHERE)) for one in ways) if elsewhere else ways
 
 
-def _has_other_gpus(here: Hardware, detected: Hardware) -> bool:
-    """Whether the plan is for a GPU that this machine does not have, so that no engine here can be asked about it."""
+def _engines(wanted: Requirements, on: Hardware | None) -> tuple[tuple[EngineFacts, ...], bool]:
+    """Return the engines, and whether they are only assumed: no engine here can be asked about a GPU elsewhere."""
+    detected = here.detect()
     own = {(gpu.name, gpu.total_bytes) for gpu in detected.gpus}
-    return any((gpu.name, gpu.total_bytes) not in own for gpu in here.gpus)
+    able = engines(wanted.runtime, wanted.hardware, on or detected)
+    if on is None or all((gpu.name, gpu.total_bytes) in own for gpu in on.gpus):
+        return able, False
+    return tuple(replace(one, gpu=True, installed=True) for one in able), True
 
 
 def shipped_verdicts(source: Source) -> tuple[Verdict, ...]:

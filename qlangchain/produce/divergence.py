@@ -37,7 +37,8 @@ def measure(
 ) -> tuple[float, float, float, int]:
     """Return the mean KL divergence per token in nats, that of rounding to nearest, the agreement, and the tokens.
 
-    At most `samples` samples of `LENGTH` tokens are cut from `texts`, by default from the text that ships. Raises what `Decoder` raises, and `CancelledError`.
+    At most `samples` samples of `LENGTH` tokens are cut from `texts`, by default from the text that ships.
+    Raises what `Decoder` raises, and `CancelledError`.
     """
     import torch
 

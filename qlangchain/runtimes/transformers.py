@@ -130,6 +130,15 @@ def python_for(method: Method) -> Path:
     )
 
 
+def knows(model_type: str) -> bool:
+    """Whether the transformers of this environment has a model of that type; True where it is not here to be asked."""
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or not spec.submodule_search_locations:
+        return True
+    name = model_type.replace("-", "_")  # a look at the folder: importing the package would take seconds
+    return name.isidentifier() and (Path(spec.submodule_search_locations[0]) / "models" / name).is_dir()
+
+
 def is_there(method: Method) -> bool:
     """Whether weights of that method can be served, here or in the toolchain; nothing is run to find out."""
     try:

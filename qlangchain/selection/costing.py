@@ -21,7 +21,7 @@ from qlangchain.selection.layers import Architecture, Attention
 from qlangchain.selection.placing import LLAMA, Place, Setting, Shortage, Situation, gpu_free, kv_per_request, place
 from qlangchain.selection.plan import Estimate, Range
 from qlangchain.selection.quality import Quality, Verdict, quality
-from qlangchain.selection.weights import Weights, formats, predicted
+from qlangchain.selection.weights import Weights, predicted
 from qlangchain.types import EngineFacts, Method, Origin, Rejection, Requirements, Target, UseCase
 
 DEFAULT_CONTEXT: Final = 8192  # tokens; the longest context of a new model would take more memory than its weights
@@ -110,12 +110,21 @@ def weights_of(offer: Offer, model: ModelFacts) -> Weights:
     """Return the weights of an offer: exact from its header, by rule from its type, or its size over the layers."""
     if offer.weights is not None:
         return offer.weights
-    known = offer.method is Method.GGUF and canonical(offer.format) in formats()
-    shape = predicted(model.architecture, canonical(offer.format) if known else "F16", imatrix=offer.imatrix)
-    if known and offer.origin is Origin.PRODUCED:
+    shape = _by_rule(offer, model)
+    if shape is not None and offer.origin is Origin.PRODUCED:
         return shape
+    shape = shape or predicted(model.architecture, "F16")
     # What is there or listed has a size, which beats any rule; the rule still tells how it is spread.
     return _scaled(shape, offer.format, offer.size_bytes)
+
+
+def _by_rule(offer: Offer, model: ModelFacts) -> Weights | None:
+    if offer.method is not Method.GGUF:
+        return None
+    try:
+        return predicted(model.architecture, canonical(offer.format), imatrix=offer.imatrix)
+    except InvalidInputError:
+        return None  # a type without a rule
 
 
 @lru_cache(maxsize=256)

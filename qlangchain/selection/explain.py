@@ -18,6 +18,9 @@ PARTS: Final = {
     "overhead": "the engine's process",
 }  # fmt: skip
 
+_NEXT_BEST: Final = 5
+_SHOWN: Final = 1 << 19  # bytes; what is less would be shown as 0 MiB
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -48,7 +51,9 @@ def explain(plan: Plan) -> str:
     lines += [f"Note: {notice}" for notice in plan.notices]
     if plan.runner_ups:
         lines.append("Next best:")
-        lines += [f"- {one.label}: {one.why}" for one in plan.runner_ups[:5]]
+        for one in plan.runner_ups[:_NEXT_BEST]:
+            engine = "" if one.runtime == plan.runtime else f" on {one.runtime}"
+            lines.append(f"- {one.label}{engine}: {one.why}")
     if plan.rejected:
         lines.append("Not taken:")
         lines += [f"- {one.choice}: {one.reason}" for one in grouped(plan.rejected)]
@@ -118,13 +123,13 @@ def _chosen(plan: Plan) -> str:
 
 
 def _needs(estimate: Estimate) -> list[str]:
-    made_of = ", ".join(f"{PARTS.get(name, name)} {size(value)}" for name, value in estimate.parts.items() if value)
-    lines = [
-        f"It needs {size(estimate.memory)} of memory, give or take {size(estimate.margin)}"
-        f" ({made_of}); {size(estimate.memory_free)} are free."
-    ]
+    lines = [f"It needs {size(estimate.memory)} of memory; {size(estimate.memory_free)} are free."]
     if estimate.gpu:
         lines.append(f"Of the GPU's memory it needs {size(estimate.gpu)}; {size(estimate.gpu_free)} are free.")
+    made_of = ", ".join(
+        f"{PARTS.get(name, name)} {size(value)}" for name, value in estimate.parts.items() if value >= _SHOWN
+    )
+    lines.append(f"That is: {made_of}; {size(estimate.margin)} more are left free as a margin.")
     if estimate.decode:
         lines.append(f"It should write {speed(estimate.decode)} tokens per second.")
     loss = "" if estimate.loss is None else f" ({estimate.loss:.4g}, {estimate.loss_unit})"

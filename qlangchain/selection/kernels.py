@@ -34,7 +34,8 @@ def supported(
     a GPTQ checkpoint's, whose odd ones vLLM refuses on every platform.
     """
     name, engine = canonical(format, method), engine_of(runtime)
-    if engine in _UNKNOWABLE:
+    # A runtime of somebody else's knows better than any table, too.
+    if engine in _UNKNOWABLE or not any(one["runtime"] == engine for one in table(_FILE)["row"]):
         return None
     row = _row(engine, name)
     if row is None:

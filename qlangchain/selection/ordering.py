@@ -16,7 +16,7 @@ from qlangchain.selection.facts import ModelFacts, Offer
 from qlangchain.selection.formats import canonical
 from qlangchain.selection.plan import Range
 from qlangchain.selection.quality import GRADES, Quality
-from qlangchain.types import Method, Requirements, UseCase
+from qlangchain.types import Method, Origin, Requirements, UseCase
 
 # The worst grade of quality (0 as the original ... 5 severe loss, selection/quality.py) that a use case takes while
 # there is anything better: with precision required, and without.
@@ -88,6 +88,7 @@ class Order:
             "crowded": option.crowded,
             **objective,
             "effort": round(8 * math.log2(1 + _effort(offer) / _LITTLE)),
+            "here": offer.origin is not Origin.FOUND,
             "trust": offer.trust,
             "size": offer.size_bytes,
             "key": offer.key,
@@ -116,6 +117,7 @@ class Order:
             f"not {rate(_expected(best.throughput))}",
             "rank": quality,
             "effort": f"{size(mine.fetch + mine.write)} to fetch and write, not {size(best.fetch + best.write)}",
+            "here": f"it is {option.offer.origin}, {size(option.offer.size_bytes)}, and the other is here already",
             "trust": f"its publisher is number {option.offer.trust + 1} in the order of trust, "
             f"the other's {chosen.offer.trust + 1}",
             "size": f"it takes {size(option.offer.size_bytes)}, not {size(chosen.offer.size_bytes)}",

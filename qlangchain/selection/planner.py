@@ -252,8 +252,16 @@ def _departure(
     could = [misfit for misfit in misfits if order.is_row(misfit.offer)]
     if could:
         return Rejection(order.name, max(could, key=lambda misfit: misfit.missing).rejection.reason)
-    there = ", ".join(sorted({f"{offer.method} {offer.format}" for offer in offers}))
-    return Rejection(order.name, f"the model is not on offer as that, only as {there}")
+    there: dict[str, list[str]] = {}
+    for offer in offers:
+        if not offer.why_not and offer.format not in there.setdefault(offer.method, []):
+            there[offer.method].append(offer.format)
+    named = " and ".join(
+        f"{'full precision' if method == Method.NONE else method} ({', '.join(formats)})"
+        for method, formats in there.items()
+        if formats
+    )
+    return Rejection(order.name, f"the model is not on offer as that, only as {named}")
 
 
 def _choice(option: Option, chosen: Option, order: Order) -> Choice:

@@ -86,7 +86,8 @@ def target_of(
             )
         if not able:
             raise HardwareUnavailableError(
-                f"hardware='gpu' was asked for, and the engine ({versions}) was built without GPU support.", hint=hint
+                f"hardware='gpu' was asked for, and the engine ({versions}) was built without GPU support.",
+                hint=hint or "Pass hardware='cpu', or another runtime=.",
             )
         return Target.GPU
     if asked is Target.HYBRID:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import threading
 from pathlib import Path
@@ -12,6 +13,7 @@ import psutil
 import pytest
 from langchain_core.prompts import PromptTemplate
 from typer.testing import CliRunner
+from unit.quantizable import make_model
 
 from qlangchain import evaluate, get_chat_model, get_llm, settings
 from qlangchain.artifacts import records
@@ -106,7 +108,9 @@ def test_a_child_that_is_killed_is_a_reason_and_no_crash() -> None:
                     killed.append(child.pid)
                     os.kill(child.pid, signal.SIGKILL)
 
-    result = compare("demo", "Q4_0", TEXT * 8, hardware="cpu", serve=False, progress=kill)
+    strange = "".join(random.Random(1).choices("abcdefghijklmnopqrstuvwxyz ", k=1500))
+    result = compare("demo", "Q4_0", strange, hardware="cpu", serve=False, progress=kill)
+    assert "strange to this model" in result.notes[0]
     assert killed
     assert result.rows[0].figures is None
     assert "killed" in result.rows[0].problems[0]
@@ -149,6 +153,21 @@ def test_a_function_makes_the_chain_where_the_model_is_hidden_in_it() -> None:
     assert result.rows[0].agreement is not None and result.rows[0].agreement.same == 1
 
 
+@pytest.mark.parametrize("format", ["gptq-4", pytest.param("awq-4", marks=pytest.mark.soak)])
+def test_gptq_and_awq_are_made_judged_and_answered_for(tmp_path: Path, format: str) -> None:
+    source = make_model(tmp_path / "tiny")
+    result = compare(source, format, TEXT, prompts=["What is AWQ?"], hardware="cpu", max_tokens=4)
+    for row in result.rows:
+        assert row.figures is not None, row.problems
+        assert 0 < row.figures.kl < 1
+        assert "dequantized" in row.judged_by
+        assert row.agreement is not None and row.agreement.failed == 0
+        assert row.runtime or ("dequantized" in row.answered_by and "not served" in row.problems[0])
+    made = compare(source, format, TEXT, hardware="cpu", serve=False, judge=False)
+    assert made.rows[0].artifact == result.rows[0].artifact  # found in the store, not made again
+    assert not list((settings.read().store / "partial").glob("quantizing-*"))
+
+
 def test_the_command_line_gives_the_same_as_json_and_markdown(tmp_path: Path) -> None:
     text, prompts, tables = tmp_path / "text.txt", tmp_path / "prompts.jsonl", tmp_path / "tables.md"
     text.write_text(TEXT, encoding="utf-8")
@@ -156,11 +175,11 @@ def test_the_command_line_gives_the_same_as_json_and_markdown(tmp_path: Path) ->
     shown = CliRunner().invoke(
         app,
         ["compare", "demo", "--formats", "Q8_0", "--text", str(text), "--prompts", str(prompts), "--hardware", "cpu",
-         "--markdown", str(tables), "--json", "--tokens", "100"],
+         "--markdown", str(tables), "--json", "--no-judge"],
     )  # fmt: skip
     assert shown.exit_code == 0, shown.output
     content = json.loads(shown.stdout)
-    assert content["rows"][0]["format"] == "Q8_0" and content["tokens"] == 100
+    assert content["rows"][0]["agreement"]["prompts"] == 1 and content["rows"][0]["tokens_per_second"] > 0
     assert "| Q8_0 |" in tables.read_text(encoding="utf-8")
 
 

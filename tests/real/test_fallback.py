@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 import pytest
 from langchain_core.language_models import BaseChatModel
 
-from qlangchain import get_chat_model, get_llm, pipeline
+from qlangchain import get_chat_model, get_llm
+from qlangchain.pipeline import preparing
 from qlangchain.errors import EngineStartError, QlangchainWarning
 from qlangchain.models import base as models_base
 from qlangchain.runtimes import base
@@ -32,8 +33,8 @@ class Choosy(LlamaCpp):
 def _choosy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(base.BUILT_IN, "choosy", f"{__name__}:Choosy")
     monkeypatch.setattr(models_base, "_told", set())
-    monkeypatch.setattr(pipeline, "_descended", {})
-    monkeypatch.setattr(pipeline, "_prepared", {})
+    monkeypatch.setattr(preparing, "_descended", {})
+    monkeypatch.setattr(preparing, "_prepared", {})
     Choosy.tried.clear()
     import sys
 
@@ -64,7 +65,7 @@ def test_the_next_best_plan_is_taken_and_announced() -> None:
 async def test_async_calls_and_text_models_fall_back_too() -> None:
     Choosy.accepts = staticmethod(lambda format, context, slots: slots == 1)
     assert await get_llm("demo", **arguments()).ainvoke("What is GPTQ?")
-    pipeline._descended.clear()
+    preparing._descended.clear()
     assert [chunk async for chunk in get_chat_model("demo", **arguments()).astream("Hello")]
 
 

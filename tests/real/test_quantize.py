@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from unit.quantizable import FAMILIES, TEXTS, make_model  # noqa: E402
-from unit.quantizable import one_thread as one_thread
+from unit.quantizable import one_thread as one_thread  # noqa: E402, PLC0414 - a fixture
 
 from qlangchain.artifacts.source import DEMO_DIRECTORY  # noqa: E402
 from qlangchain.produce.awq import AwqRecipe, produce_awq  # noqa: E402

@@ -129,5 +129,15 @@ ANY: dict[str, Any] = {
     "threads": st.none() | st.integers(-1, 2000),
     "gpu_layers": st.none() | st.integers(-3, 100),
 }
-FACTS = st.tuples(st.builds(Requirements, **SENSIBLE), MACHINES, MODELS, WEIGHTS, ENGINES)
+# Facts that mostly allow a plan: a machine with some memory, a model that is not huge, llama.cpp.
+_ROOMY = st.tuples(MACHINES, st.integers(8 * GIB, 200 * GIB), st.none() | st.integers(8 * GIB, 100 * GIB)).map(
+    lambda parts: replace(parts[0], memory_available=parts[1], disk_free=parts[2])
+)
+_SMALL = sorted(name for name in CONFIGS if file_bytes(shape(name), "Q4_0") < 6 * GIB)
+_MODELS = st.builds(ModelFacts, name=st.just("m"), architecture=st.sampled_from(_SMALL).map(shape))
+_TRIED = st.tuples(st.sampled_from([CPU_ENGINE, GPU_ENGINE]), ENGINES).map(
+    lambda parts: (parts[0], *(engine for engine in parts[1] if engine.runtime != "llamacpp"))
+)
+_OPEN = {**SENSIBLE, "hardware": st.sampled_from([Target.AUTO, Target.CPU, Target.HYBRID])}
+FACTS = st.tuples(st.builds(Requirements, **_OPEN), _ROOMY, _MODELS, WEIGHTS, _TRIED)
 ANY_FACTS = st.tuples(st.builds(Requirements, **ANY), MACHINES, MODELS, OFFERS | WEIGHTS, ENGINES)

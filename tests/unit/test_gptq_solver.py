@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from unit.quantizable import one_thread as one_thread
+from unit.quantizable import one_thread as one_thread  # noqa: E402, PLC0414 - a fixture
 
 from qlangchain.errors import ProductionError  # noqa: E402
 from qlangchain.produce import gptq_solver  # noqa: E402

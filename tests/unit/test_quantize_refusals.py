@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("torch")
 
 from unit.quantizable import QUICK, TEXTS, edit_json, make_model
-from unit.quantizable import one_thread as one_thread
+from unit.quantizable import one_thread as one_thread  # noqa: PLC0414 - a fixture
 
 from qlangchain import hardware
 from qlangchain.errors import (

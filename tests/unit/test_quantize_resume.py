@@ -18,7 +18,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from unit.quantizable import QUICK, make_model, tensors_of  # noqa: E402
-from unit.quantizable import one_thread as one_thread
+from unit.quantizable import one_thread as one_thread  # noqa: E402, PLC0414 - a fixture
 
 from qlangchain.errors import CancelledError, DiskFullError, ProductionError  # noqa: E402
 from qlangchain.produce import directory, layout  # noqa: E402

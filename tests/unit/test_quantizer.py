@@ -147,10 +147,10 @@ def test_cancelling(make: Make, tmp_path: Path) -> None:
 
 def test_the_command(make: Make, tmp_path: Path) -> None:
     source, out = str(make()), str(tmp_path / "out")
-    run = CliRunner().invoke(app, ["quantize", source, "--format", "Q4_0", "--out", out, "--json"])
+    run = CliRunner().invoke(app, ["quantize", source, "--format", "BF16", "--out", out, "--json"])
     assert run.exit_code == 0, run.output
     said = json.loads(run.stdout)
-    assert said["made"]["path"] == str(tmp_path / "out" / "Tiny-Q4_0.gguf")
+    assert said["made"]["path"] == str(tmp_path / "out" / "Tiny-BF16.gguf")
     assert said["estimate"]["seconds"] > 0
     shown = CliRunner().invoke(app, ["quantize", source, "--format", "F16", "--out", out, "--yes"])
     assert shown.exit_code == 0, shown.output

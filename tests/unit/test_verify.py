@@ -15,7 +15,7 @@ pytest.importorskip("torch")
 
 from safetensors.torch import load_file, save_file
 from unit.quantizable import QUICK, edit_json, make_model
-from unit.quantizable import one_thread as one_thread
+from unit.quantizable import one_thread as one_thread  # noqa: PLC0414 - a fixture
 
 from qlangchain.errors import (
     CorruptFileError,
