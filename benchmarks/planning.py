@@ -44,7 +44,7 @@ def main() -> None:
     if given.profile:
         import cProfile
 
-        cProfile.runctx("pipeline.choose(source, wanted)", globals(), locals() | {"pipeline": pipeline}, sort="cumtime")
+        cProfile.runctx("pipeline.choose(source, wanted)", {}, locals(), sort="cumtime")
     raise SystemExit(table > TABLE_LIMIT or chosen > PLAN_LIMIT)
 
 

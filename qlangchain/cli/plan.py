@@ -103,9 +103,7 @@ def _table(found: Plan, *, every: bool) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         right = column in ("memory", "GPU", "tokens/s")
-        table.add_column(
-            column, overflow="fold", no_wrap=column in _WHOLE, justify="right" if right else "left"
-        )
+        table.add_column(column, overflow="fold", no_wrap=column in _WHOLE, justify="right" if right else "left")
     runner_ups = 0
     for row in explain.rows(found):
         runner_ups += row.verdict == explain.RUNNER_UP

@@ -72,7 +72,7 @@ def summary(found: Comparison) -> Table:
                 row.format,
                 _size(row.size_bytes),
                 NONE if figures is None else f"{figures.kl:.4f}",
-                NONE if figures is None else f"{figures.ratio - 1:+.1%}",
+                NONE if figures is None else _change(figures.ratio, 1),
                 _share(given.right if given else None),
                 _share(given.same if given else None),
                 row.runtime or row.answered_by or NONE,
@@ -82,7 +82,7 @@ def summary(found: Comparison) -> Table:
         "format",
         "size",
         "KL divergence",
-        "perplexity",
+        "change of perplexity",
         "exact answers",
         "same as full precision",
         "answered by",
@@ -117,7 +117,7 @@ def _precision(row: Row) -> tuple[str, ...]:
     return (
         row.format,
         f"{figures.perplexity:.4g}",
-        f"{figures.ratio - 1:+.2%}" if math.isfinite(figures.ratio) else "inf",
+        _change(figures.ratio, 2),
         f"{figures.kl:.4f} ± {figures.kl_error:.4f}",
         f"{figures.top1:.1%}",
         row.judged_by,
@@ -168,6 +168,14 @@ def _size(number: int | None) -> str:
             return f"{value:.3g} {unit}" if value < 100 else f"{value:.0f} {unit}"
         value /= 1024
     return f"{value:.2f} GiB"
+
+
+def _change(ratio: float, digits: int) -> str:
+    """A ratio as a change in percent; what rounds to nothing has no sign."""
+    if not math.isfinite(ratio):
+        return "inf"
+    change = round(ratio - 1, digits + 2)
+    return f"{change:+.{digits}%}" if change else f"{0:.{digits}%}"
 
 
 def _memory(row: Row) -> str:

@@ -24,7 +24,7 @@ from qlangchain.selection.plan import Plan
 from qlangchain.selection.planner import plans
 from qlangchain.selection.quality import Verdict
 from qlangchain.selection.speed import Measurement
-from qlangchain.types import EngineFacts, Hardware, Method, Requirements
+from qlangchain.types import EngineFacts, Hardware, Method, Requirements, Target
 
 _ELSEWHERE: Final = (
     "This is a plan for another machine: the engines are taken to be installed there and able to use its GPU."
@@ -129,7 +129,7 @@ def served(wanted: Requirements, on: Hardware | None = None) -> tuple[Method, ..
     """Return the methods whose weights an engine of this machine can serve, those of what is wanted only."""
     if wanted.method is not None:
         return (wanted.method,)
-    able, _ = _engines(wanted, on)
+    able, _ = _engines(wanted, on, here.detect())
     return tuple(method for method in Method if any(method in one.methods and one.installed for one in able))
 
 
@@ -145,10 +145,11 @@ def steps(source: Source, wanted: Requirements, on: Hardware | None = None) -> t
         check_servable(
             source.quantization, dict(wanted.engine_settings), on_gpu=engine_facts("vllm", wanted.hardware).gpu
         )
-    able, elsewhere = _engines(wanted, on)
+    detected = here.detect()
+    able, elsewhere = _engines(wanted, on, detected)
     ways = plans(
         wanted,
-        on or here.detect(),
+        on or detected,
         source.facts,
         offers(source, wanted),
         able,
@@ -159,13 +160,12 @@ def steps(source: Source, wanted: Requirements, on: Hardware | None = None) -> t
     return tuple(replace(one, notices=(*one.notices, _ELSEWHERE)) for one in ways) if elsewhere else ways
 
 
-def _engines(wanted: Requirements, on: Hardware | None) -> tuple[tuple[EngineFacts, ...], bool]:
+def _engines(wanted: Requirements, on: Hardware | None, detected: Hardware) -> tuple[tuple[EngineFacts, ...], bool]:
     """Return the engines, and whether they are only assumed: no engine here can be asked about a GPU elsewhere."""
-    detected = here.detect()
     own = {(gpu.name, gpu.total_bytes) for gpu in detected.gpus}
-    able = engines(wanted.runtime, wanted.hardware, on or detected)
     if on is None or all((gpu.name, gpu.total_bytes) in own for gpu in on.gpus):
-        return able, False
+        return engines(wanted.runtime, wanted.hardware, on or detected), False
+    able = engines(wanted.runtime, Target.CPU, on)
     return tuple(replace(one, gpu=True, installed=True) for one in able), True
 
 

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from qlangchain.errors import CancelledError
 from qlangchain.produce.calibration import held_out_texts, load_tokenizer, samples_of
-from qlangchain.produce.decoders import EMBEDDING, HEAD, NORM, Decoder, read_rows, read_tensor, run_block
+from qlangchain.produce.decoders import EMBEDDING, HEAD, NORM, Decoder, run_block
 from qlangchain.produce.quantized_files import QuantizedFiles
 from qlangchain.produce.rounding import nearest
+from qlangchain.produce.stored import read_rows, read_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor

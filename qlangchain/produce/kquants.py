@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 FORMATS = tuple(K_FILE_TYPES)
 TOOLCHAIN = "llama-cpp-python"
 _JOB = "qlangchain.produce.llama_quantize:quantize"
-_NUMBERS = FILE_TYPES | K_FILE_TYPES | IMATRIX_FILE_TYPES
+NUMBERS = FILE_TYPES | K_FILE_TYPES | IMATRIX_FILE_TYPES
 # With an importance matrix llama.cpp weighs the errors of these as well; the wider ones round without choice.
 WEIGHED_PLAIN = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
 
@@ -99,8 +99,8 @@ def produce_k_gguf(
 
 def check_format(format: str) -> None:
     """Raise `InvalidInputError` where a format is not known."""
-    if format not in _NUMBERS:
-        raise InvalidInputError(f"The GGUF format {format!r} is not known.", hint=f"Known: {', '.join(_NUMBERS)}.")
+    if format not in NUMBERS:
+        raise InvalidInputError(f"The GGUF format {format!r} is not known.", hint=f"Known: {', '.join(NUMBERS)}.")
 
 
 def check_matrix(format: str, there: bool) -> None:
@@ -180,7 +180,7 @@ def _run(
     worker.run(
         _JOB,
         {
-            "source": str(whole), "target": str(target), "file_type": _NUMBERS[format], "threads": threads,
+            "source": str(whole), "target": str(target), "file_type": NUMBERS[format], "threads": threads,
             "imatrix": str(imatrix.resolve()) if imatrix else None,
         },
         python=tool.python,
@@ -219,6 +219,6 @@ def _verify(path: Path, plan: GgufPlan, format: str) -> None:
     expected = {layout.name: layout.shape for layout, _ in plan.tensors}
     if {tensor.name: tensor.shape[::-1] for tensor in header.tensors} != expected:
         raise ProductionError("The quantizer's file does not hold the model's tensors.")
-    if header.metadata.get("general.file_type") != _NUMBERS[format]:
+    if header.metadata.get("general.file_type") != NUMBERS[format]:
         raise ProductionError(f"The quantizer's file is not {format}.")
     gguf_check.check_errors(path, plan)

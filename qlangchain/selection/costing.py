@@ -38,7 +38,8 @@ _Speeds = tuple[speed.Speed, speed.Speed, speed.Speed]  # decode, prefill, all r
 class Option:
     """An offer on an engine that would work, with what it would be started with.
 
-    `crowded` says that it leaves other programs too little memory, even with one request at a time.
+    `crowded` says that it leaves other programs too little memory, even with one request at a time, `off_gpu` why
+    the GPU that is there is not used for it.
     """
 
     offer: Offer
@@ -48,6 +49,7 @@ class Option:
     estimate: Estimate
     quality: Quality
     crowded: bool = False
+    off_gpu: str = ""
 
     @property
     def label(self) -> str:
@@ -67,6 +69,9 @@ class Misfit:
 def cost(offer: Offer, engine: EngineFacts, at: Situation) -> Option | Misfit:
     """Cost one offer on one engine."""
     name = f"{offer.label} on {engine.runtime}"
+    off_gpu = _kernel(offer, engine, at) if at.target is Target.HYBRID and at.on_gpu(engine) else None
+    if off_gpu:
+        engine = replace(engine, gpu=False)  # the CPU may still do
     if reason := _refusal(offer, engine, at):
         return Misfit(offer, Rejection(name, reason))
     weights = weights_of(offer, at.model)
@@ -74,7 +79,7 @@ def cost(offer: Offer, engine: EngineFacts, at: Situation) -> Option | Misfit:
     for context, kv_type in _contexts(engine, at):
         found = _widest(offer, engine, weights, Setting(context, 1, kv_type), at)
         if isinstance(found, Option):
-            return found
+            return replace(found, off_gpu=off_gpu or "")
         if smallest is None or found.missing < smallest.missing:
             smallest = found
     assert smallest is not None  # there is at least one context
@@ -150,24 +155,27 @@ def _refusal(offer: Offer, engine: EngineFacts, at: Situation) -> str:
         return f"{engine.runtime} is not installed ({engine.install_hint.rstrip('.')})"
     if offer.why_not:
         return offer.why_not
-    on_gpu = at.on_gpu(engine)
-    if at.target is Target.GPU and not on_gpu:
+    if at.target is Target.GPU and not at.on_gpu(engine):
         return f"{engine.version} cannot use the GPU"
-    method = offer.method if offer.method in (Method.GPTQ, Method.AWQ) else None
-    if reason := kernels.supported(
-        offer.format,
-        engine.runtime,
-        at.hardware.gpus[0] if on_gpu else None,
-        method=method,
-        flags=at.hardware.flags,
-        symmetric=offer.symmetric,
-        desc_act=offer.desc_act,
-    ):
+    if reason := _kernel(offer, engine, at):
         return reason
     needed, free = offer.fetch_bytes + offer.write_bytes, at.hardware.disk_free
     if free is not None and needed > free:
         return f"it takes {size(needed)} of disk, and {size(free)} are free"
     return ""
+
+
+def _kernel(offer: Offer, engine: EngineFacts, at: Situation) -> str | None:
+    """Say why there is no kernel; None where there is one."""
+    return kernels.supported(
+        offer.format,
+        engine.runtime,
+        at.hardware.gpus[0] if at.on_gpu(engine) else None,
+        method=_method(offer),
+        flags=at.hardware.flags,
+        symmetric=offer.symmetric,
+        desc_act=offer.desc_act,
+    )
 
 
 def _contexts(engine: EngineFacts, at: Situation) -> Iterator[tuple[int, str]]:
@@ -202,11 +210,12 @@ def _widest(offer: Offer, engine: EngineFacts, weights: Weights, one: Setting, a
                 places.remove(least)  # what serves more requests at the same speed is better
                 break
         slots //= 2
+    if at.wanted.use_case is not UseCase.PRODUCTION and least in places:
+        places = [least]  # an answer's speed goes before how many there are
 
     def worth(pair: tuple[Place, _Speeds]) -> tuple[float, int]:
-        decode, _, together = pair[1]
-        decides = together if at.wanted.use_case is UseCase.PRODUCTION else decode
-        return decides.expected, pair[0].setting.slots
+        _, _, together = pair[1]
+        return together.expected, pair[0].setting.slots
 
     best, speeds = max(((found, _speeds(offer, engine, weights, found, at)) for found in places), key=worth)
     return _option(offer, engine, best, speeds, at, crowded=_is_crowded(least, at))
@@ -234,13 +243,7 @@ def _option(
     cpu, gpu = found.cpu, found.gpu
     names = ("weights", "kv", "compute", "output", "overhead")
     verdict = next((one for one in reversed(at.verdicts) if _is_about(one, offer, at.model)), None)
-    judged = quality(
-        offer.format,
-        at.model.parameters,
-        method=offer.method if offer.method in (Method.GPTQ, Method.AWQ) else None,
-        imatrix=offer.imatrix,
-        verdict=verdict,
-    )
+    judged = _judged(offer.format, at.model.parameters, _method(offer), offer.imatrix, verdict)
     notes = speeds[0].reasons
     if found.cpu_experts:
         notes = (*notes, f"The experts of {found.cpu_experts} layers stay on the CPU.")
@@ -264,6 +267,16 @@ def _option(
         notes=notes,
     )
     return Option(offer, engine, found.setting, found.gpu_layers, estimate, judged, crowded)
+
+
+@lru_cache(maxsize=1024)
+def _judged(format: str, parameters: int, method: str | None, imatrix: bool, verdict: Verdict | None) -> Quality:
+    return quality(format, parameters, method=method, imatrix=imatrix, verdict=verdict)
+
+
+def _method(offer: Offer) -> str | None:
+    """What tells GPTQ's INT4 from AWQ's; every other format says by itself what it is."""
+    return offer.method if offer.method in (Method.GPTQ, Method.AWQ) else None
 
 
 def _is_about(verdict: Verdict, offer: Offer, model: ModelFacts) -> bool:
@@ -291,7 +304,7 @@ def _speeds(offer: Offer, engine: EngineFacts, weights: Weights, found: Place, a
     if share < 1:
         rest = 1 - share
         loads.append(speed.on_cpu(hardware, read * rest, kv * rest, round(count * rest), at.threads))
-    method = offer.method if offer.method in (Method.GPTQ, Method.AWQ) else None
+    method = _method(offer)
     decode = speed.decode(loads, format=offer.format, runtime=engine.runtime, method=method)
     device = "cpu" if not gpu.weights else "gpu" if share >= 0.999 else "hybrid"
     corrected = speed.correct(

@@ -19,6 +19,7 @@ _ENGINES: Final = {"llama-cpp-python": "llamacpp", "llama-server": "llamacpp"}
 _METHODS: Final = ("GPTQ", "AWQ")
 
 
+@functools.lru_cache(maxsize=1024)
 def canonical(format: str, method: str | None = None) -> str:
     """Return the one name that the data files have for a format, such as "Q4_K_M", "AWQ-INT4" or "W4A16".
 

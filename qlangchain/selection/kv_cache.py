@@ -7,6 +7,7 @@ llama-kv-cache-iswa.cpp (sliding windows) and llama-memory-recurrent.cpp. The ru
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -85,7 +86,13 @@ def padded(tokens: int) -> int:
 
 def kv_bytes(model: Architecture, load: Load) -> int:
     """What the KV cache and the states of recurrent layers take, in bytes, for all slots."""
-    return sum(layer_kv_bytes(layer, load) for layer in model.trunk)
+    return sum(each_kv_bytes(model.trunk, load))
+
+
+def each_kv_bytes(layers: Sequence[Layer], load: Load) -> list[int]:
+    """What each of these layers keeps, in bytes; layers that are one and the same object are reckoned once."""
+    known = {id(layer): layer_kv_bytes(layer, load) for layer in {id(layer): layer for layer in layers}.values()}
+    return [known[id(layer)] for layer in layers]
 
 
 def layer_kv_bytes(layer: Layer, load: Load) -> int:

@@ -120,6 +120,10 @@ class Architecture:
     traits: Traits = Traits()
     assumed: str = ""
 
+    def __hash__(self) -> int:
+        # Much is remembered by architecture: its layers tell models apart too rarely to be worth hashing each time.
+        return hash((self.name, self.hidden, self.vocabulary, self.max_context, len(self.layers)))
+
     @property
     def trunk(self) -> tuple[Layer, ...]:
         """The layers that answer: all but those that predict further tokens."""

@@ -7,10 +7,11 @@ All sizes are in bytes. The figures are llama.cpp's own to within 64 MiB or 1 %,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from qlangchain.errors import InvalidInputError
-from qlangchain.selection.kv_cache import Load, kv_bytes, layer_kv_bytes
+from qlangchain.selection.kv_cache import Load, each_kv_bytes, kv_bytes
 from qlangchain.selection.layers import Architecture, Attention
 from qlangchain.selection.weights import Weights
 
@@ -133,6 +134,7 @@ def compute_bytes(model: Architecture, load: Load) -> int:
     return mask + max(4 * tokens * _peak(model), logits)
 
 
+@lru_cache(maxsize=64)
 def _peak(model: Architecture) -> int:
     """The most floats that are alive at once for each token."""
     hidden, trunk = model.hidden, model.trunk
@@ -201,12 +203,11 @@ def split(
     place = _Placement(model, weights, load, margin)
     if gpu_layers is not None:
         return place.at(count + 1 if gpu_layers == -1 else min(gpu_layers, count + 1))
-    best = place.at(0)
-    for layers in range(1, count + 2):
-        tried = place.at(layers)
-        if tried.gpu.total > gpu_free:
-            break
-        best = tried
+    low, high = 0, count + 1
+    while low < high:  # the most layers that fit: each one takes something more
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if place.at(middle).gpu.total <= gpu_free else (low, middle - 1)
+    best = place.at(low)
     if not (experts_first and model.experts) or best.gpu_layers > count:
         return best
     for kept in range(1, count + 1):
@@ -222,7 +223,7 @@ class _Placement:
     def __init__(self, model: Architecture, weights: Weights, load: Load, margin: int) -> None:
         self._model, self._weights, self._load, self._margin = model, weights, load, margin
         self._whole = need(model, weights, load)
-        self._kv = [layer_kv_bytes(layer, load) for layer in model.layers]
+        self._kv = each_kv_bytes(model.layers, load)
 
     def at(self, gpu_layers: int, cpu_experts: int = 0) -> Split:
         """Place the last `gpu_layers` on the GPU, the output counting as one, but for the first layers' experts."""

@@ -176,7 +176,9 @@ def _nothing_fits(model: ModelFacts, misfits: Sequence[Misfit]) -> QlangchainErr
         said = " ".join(f"{one.rejection.choice}: {one.rejection.reason}." for one in misfits[:4])
         installs = next((one.rejection.reason for one in misfits if "is not installed" in one.rejection.reason), "")
         if installs:
-            return MissingDependencyError(f"Nothing that is installed runs {model.name}. {said}", hint="Install it.")
+            return MissingDependencyError(
+                f"Nothing that is installed runs {model.name}. {said}", hint=f"What can be added: {installs}."
+            )
         return NoWeightsError(f"Nothing on offer for {model.name} can be used. {said}", hint="Pass another model.")
     best = near[0]
     return DoesNotFitError(
@@ -217,6 +219,8 @@ def _reasons(chosen: Option, order: Order, at: Situation) -> list[str]:
         said.append(f"{layers} of {count} layers are on the GPU: {size(estimate.gpu_free)} are free there.")
     elif at.on_gpu(chosen.engine):
         said.append(f"No layer has room on the GPU: {size(at.hardware.gpus[0].free_bytes)} are free there.")
+    if chosen.off_gpu:
+        said.append(f"The GPU is not used: {chosen.off_gpu}.")
     if at.model.architecture.assumed:
         said.append(f"Assumed of the model: {at.model.architecture.assumed}.")
     return said

@@ -163,7 +163,8 @@ def test_what_was_asked_for_reaches_the_engine(gguf: str) -> None:
     assert model.invoke("x") is not None
     [engine] = [entry.engine for key, entry in pool.shared()._entries.items() if key[2].context_length == 640]
     assert engine.supervisor._config["options"] == {
-        "context_length": 640, "slots": 1, "threads": 3, "gpu_layers": 0, "pooling": None,
+        "context_length": 640, "slots": 1, "threads": 3, "gpu_layers": 0, "kv_type": "f16",
+        "pooling": None,
     }  # fmt: skip
 
 

@@ -155,7 +155,7 @@ def test_a_function_makes_the_chain_where_the_model_is_hidden_in_it() -> None:
 
 @pytest.mark.parametrize("format", ["gptq-4", pytest.param("awq-4", marks=pytest.mark.soak)])
 def test_gptq_and_awq_are_made_judged_and_answered_for(tmp_path: Path, format: str) -> None:
-    source = make_model(tmp_path / "tiny")
+    source = make_model(tmp_path / "tiny", num_hidden_layers=1)
     result = compare(source, format, TEXT, prompts=["What is AWQ?"], hardware="cpu", max_tokens=4)
     for row in result.rows:
         assert row.figures is not None, row.problems

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from real.models import compare_logprobs, engine, gemma_tokenizer, save_model, spm_tokenizer
+from real.models import byte_level_tokenizer, compare_logprobs, engine, gemma_tokenizer, save_model, spm_tokenizer
 
 from qlangchain import ModelQuantizer, quantize
 from qlangchain.artifacts.headers import read_gguf_header
+from qlangchain.artifacts.source import DEMO_DIRECTORY
 from qlangchain.errors import InvalidInputError, ProductionError
 from qlangchain.produce import gguf_check, imatrix, kquants
+from qlangchain.produce.gguf import produce_gguf
 from qlangchain.quantizer.examine import examine
 from qlangchain.toolchains.worker import Progress
 
@@ -32,7 +34,7 @@ def test_gptq_goes_on_after_kill_9(tmp_path: Path) -> None:
     seen: list[int] = []
 
     def kill(progress: Progress) -> None:
-        if progress.stage == "quantize" and progress.done >= 10:
+        if progress.stage == "quantize" and progress.done >= 6:
             for child in psutil.Process().children():
                 os.kill(child.pid, signal.SIGKILL)
 
@@ -40,33 +42,36 @@ def test_gptq_goes_on_after_kill_9(tmp_path: Path) -> None:
         if progress.stage == "quantize":
             seen.append(progress.done)
 
+    source, out = tmp_path / "m", tmp_path / "out"
+    save_model(source, "llama", byte_level_tokenizer(), dtype="bfloat16")
     with pytest.raises(ProductionError, match="was killed"):
-        quantize("demo", "gptq", tmp_path, progress=kill, **QUICK)
-    assert [path.name for path in tmp_path.iterdir()] == [".gptq-4bit.quantizing"]
-    made = quantize("demo", "gptq", tmp_path, progress=note, **QUICK)
-    assert seen[0] > 8  # two blocks of four steps were finished
-    assert [path.name for path in tmp_path.iterdir()] == ["gptq-4bit"]
+        quantize(source, "gptq", out, progress=kill, **QUICK)
+    assert [path.name for path in out.iterdir()] == [".gptq-4bit.quantizing"]
+    made = quantize(source, "gptq", out, progress=note, **QUICK)
+    assert seen[0] > 4  # the first of three blocks, of four steps each, was finished
+    assert [path.name for path in out.iterdir()] == ["gptq-4bit"]
     assert made.kl is not None and made.error is not None and made.error < 0.25
     found = examine(made.path)
     assert (found.method, found.format, found.is_sound) == ("GPTQ", "INT4", True)
     assert 4 < found.bits_per_weight < 8
     assert found.kernels["llamacpp"] and not found.kernels["transformers"]
     with pytest.raises(InvalidInputError, match="already"):
-        quantize("demo", "gptq", tmp_path, **QUICK)
+        quantize(source, "gptq", out, **QUICK)
 
 
 def test_a_result_is_replaced_only_by_a_better_one(tmp_path: Path) -> None:
     """Where the new production fails, the old one stays."""
-    old = tmp_path / "gptq-8bit"
-    old.mkdir()
+    old = tmp_path / "out" / "gptq-8bit"
+    old.mkdir(parents=True)
     (old / "config.json").write_text("{}")
-    quantizer = ModelQuantizer("demo", tmp_path, overwrite=True)
+    save_model(tmp_path / "m", "qwen3", byte_level_tokenizer(), dtype="bfloat16", head_dim=64, num_hidden_layers=1)
+    quantizer = ModelQuantizer(tmp_path / "m", tmp_path / "out", overwrite=True)
     with pytest.raises(InvalidInputError, match="group size"):
         quantizer.quantize_int8(group_size=100, **QUICK)
     assert (old / "config.json").read_text() == "{}"
     made = quantizer.quantize_int8(**QUICK)
     assert made == old and json.loads((old / "config.json").read_text())["quantization_config"]["bits"] == 8
-    assert [path.name for path in tmp_path.iterdir()] == ["gptq-8bit"]
+    assert [path.name for path in old.parent.iterdir()] == ["gptq-8bit"]
 
 
 def test_importance_is_the_mean_square_of_what_reaches_a_layer(tmp_path: Path) -> None:
@@ -96,16 +101,13 @@ def test_importance_is_the_mean_square_of_what_reaches_a_layer(tmp_path: Path) -
 
 
 @LLAMA_CPP
-def test_an_importance_matrix_makes_two_bits_better(tmp_path: Path) -> None:
-    quantizer = ModelQuantizer("demo", tmp_path)
-    plain = quantizer.quantize_gguf("Q2_K")
-    first = quantizer.made
-    plain.rename(tmp_path / "plain.gguf")
-    quantizer.quantize_gguf("Q2_K", imatrix=True, samples=24, sequence_length=256)
-    second = quantizer.made
-    assert first is not None and second is not None and first.kl is not None and second.kl is not None
-    assert second.kl < first.kl
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["plain.gguf", "qlangchain-demo-Q2_K.gguf"]
+def test_an_importance_matrix_makes_three_bits_better(tmp_path: Path) -> None:
+    matrix = tmp_path / "m.gguf"
+    imatrix.write(imatrix.collect(DEMO_DIRECTORY), matrix)
+    plain = produce_gguf(DEMO_DIRECTORY, tmp_path / "plain.gguf", "Q3_K_S")
+    weighted = produce_gguf(DEMO_DIRECTORY, tmp_path / "weighted.gguf", "Q3_K_S", imatrix=matrix)
+    before, after = (gguf_check.divergence(path, DEMO_DIRECTORY).nats for path in (plain, weighted))
+    assert after < 0.97 * before
 
 
 @LLAMA_CPP
@@ -117,7 +119,7 @@ def test_types_with_an_importance_matrix_are_served(format: str, tmp_path: Path)
     imatrix.write(imatrix.collect(tmp_path / "m", samples=4, sequence_length=64), matrix)
     made = quantize(tmp_path / "m", "gguf", tmp_path, format=format, imatrix=matrix, divergence=False)
     header = read_gguf_header(made.path)
-    assert header.metadata["general.file_type"] == {**kquants._NUMBERS}[format]
+    assert header.metadata["general.file_type"] == kquants.NUMBERS[format]
     with engine(made.path) as running:
         worst, _ = compare_logprobs(model, running)
     assert worst < 30  # random weights in two bits are far off; they load and compute

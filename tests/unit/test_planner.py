@@ -14,6 +14,7 @@ from unit.inventing import (
     CPU_ENGINE,
     GIB,
     GPTQ,
+    GPU,
     GPU_BOX,
     GPU_ENGINE,
     KQUANTS,
@@ -175,6 +176,16 @@ def test_hybrid_splits_the_layers_of_what_is_larger_than_the_gpu() -> None:
     assert any("layers are on the GPU" in reason for reason in chosen.reasons)
     with pytest.raises(DoesNotFitError, match="GPU's memory"):
         plan(produced("Q4_K_M"), small, GPU_ENGINE, hardware=Target.GPU)
+
+
+@pytest.mark.parametrize("card", [replace(GPU, compute_capability=(3, 5)), replace(GPU, vendor="unheard-of")])
+def test_a_gpu_without_a_kernel_is_left_alone_or_refused(card: Gpu) -> None:
+    machine = replace(GPU_BOX, gpus=(card,))
+    chosen = plan(produced("Q4_K_M"), machine, GPU_ENGINE)
+    assert chosen.gpu_layers == 0
+    assert any("The GPU is not used: llamacpp has no kernel" in reason for reason in chosen.reasons)
+    with pytest.raises(NoWeightsError, match="no kernel"):
+        plan(produced("Q4_K_M"), machine, GPU_ENGINE, hardware=Target.GPU)
 
 
 # Substitutes.
