@@ -123,7 +123,8 @@ def best_rate(done: Sequence[tuple[float, int]], start: float, stretch: float) -
             first += 1
         if times[last] - times[first] >= stretch:
             best = max(best, (read[last] - read[first]) / (times[last] - times[first]))
-    return best or read[-1] / max(times[-1] - times[0], 1e-9)
+    # The whole is a stretch as well, and the only one where it is short.
+    return max(best, read[-1] / max(times[-1] - times[0], 1e-9))
 
 
 def buffer_size(root: Path) -> int:

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _TOP = 15
-_ROWS = 256  # outputs that a candidate is judged by: an even sample, the same for all candidates
-_RATIOS = tuple(step / 10 for step in range(11))
-_CLIPS = (1.0, 0.94, 0.88, 0.82, 0.76, 0.7, 0.64, 0.58)
+_ROWS = 512  # outputs that a candidate is judged by: an even sample, the same for all candidates
+_RATIOS = tuple(step / 20 for step in range(21))
+_CLIPS = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.76, 0.72, 0.68, 0.64, 0.6, 0.56)
 _CLIPPED_ROWS = 1024  # outputs clipped together, which bounds the memory
 
 
