@@ -22,7 +22,7 @@ from qlangchain.types import Method, Origin, Requirements, UseCase
 # there is anything better: with precision required, and without.
 FLOORS: Final = {UseCase.RESEARCH: (1, 2), UseCase.PRODUCTION: (2, 4), UseCase.PERSONAL: (2, 4)}
 # How much more than the least may be fetched or written to get what the table says: a factor, and bytes.
-_EFFORT: Final = (1.5, 256 << 20)
+_EFFORT: Final = (2.0, 256 << 20)
 _LITTLE: Final = 64 << 20  # bytes whose fetching or writing nobody minds
 _TABLES: Final = (Method.GPTQ, Method.AWQ)
 _STAND_IN: Final = "Q4_K_M"  # the table's GGUF beside a GPU, where nothing serves its AWQ or GPTQ
@@ -38,7 +38,9 @@ class Order:
         # Who names a format has decided about its quality.
         self._floor = (precise if wanted.precision_required else loose) if wanted.format is None else len(GRADES)
         self.context = min(wanted.context_length or DEFAULT_CONTEXT, model.max_context)
-        self._least = min(_effort(option.offer) for option in options)
+        # Of those that are good enough: that a coarser one would be quicker to get is no argument against them.
+        good = [option for option in options if option.estimate.rank <= self._floor] or options
+        self._least = min(_effort(option.offer) for option in good)
         # One format on one engine is one speed, wherever its bytes come from: what is nearer is taken.
         self._speeds: dict[tuple[str, ...], tuple[int, int]] = {}
         for option in options:
