@@ -98,12 +98,12 @@ def watching_bars(*, show: bool, deadline: float | None = None) -> Iterator[Any]
     """Progress bars for what is fetched and for what is made; each appears only if there is something to show."""
     from qlangchain.pipeline.realizing import Watching
 
-    with download_bar(show) as fetched, production_bar("making", show=show) as made:
+    with _download_bar(show) as fetched, production_bar("making", show=show) as made:
         yield Watching(made=made, fetched=fetched, deadline=deadline)
 
 
 @contextlib.contextmanager
-def download_bar(show: bool) -> Iterator[Callable[[FetchProgress], None]]:
+def _download_bar(show: bool) -> Iterator[Callable[[FetchProgress], None]]:
     columns = (
         TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
     )  # fmt: skip

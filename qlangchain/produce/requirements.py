@@ -36,19 +36,22 @@ def estimate(decoder: Decoder, bits: int, group_size: int, tokens: Sequence[int]
     """Estimate the needs for `tokens` = (samples, length), computing in `dtype`."""
     samples, length = tokens
     shapes = decoder.linear_shapes()
-    first = [shape for name, shape in shapes.items() if name.startswith("model.layers.0.")]
-    block = sum(columns * rows for columns, rows in first)
-    widest = max(columns for columns, _ in first)
-    step = max(columns * sum(r for c, r in first if c == columns) for columns, _ in first)
+    first = {name: shapes[f"model.layers.0.{name}"] for name in decoder.architecture.linears}
+    block = sum(columns * rows for columns, rows in first.values())
+    # While a step is solved: its weights, their copy in order and the codes; the Gram matrix and what it becomes.
+    solving = max(
+        4 * (3 * sum(first[name][0] * first[name][1] for name in step) + 4 * first[step[0]][0] ** 2)
+        for step in decoder.architecture.steps
+    )
     config = decoder.model.config
     batch = max(length, BATCH_TOKENS)
-    activations = batch * 4 * max(decoder.hidden_size * 8, *(columns * 3 for columns, _ in first))
+    activations = batch * 4 * max(decoder.hidden_size * 8, *(columns * 3 for columns, _ in first.values()))
     # Attention that is not computed in slices holds a score for each pair of tokens and each head.
     scores = 4 * length * batch * int(config.num_attention_heads)
     scores = scores * 3 if config._attn_implementation == "eager" else 0
-    memory = block * dtype.itemsize + 4 * (4 * step + 5 * widest * widest) + activations + scores + _PYTHON
+    memory = max(block * dtype.itemsize + solving, 8 * block) + activations + scores + _PYTHON
     outer = sum(decoder.checkpoint.tensors[name].nbytes for name in decoder.outer_tensors())
-    span = group_size if group_size > 0 else widest
+    span = group_size if group_size > 0 else decoder.hidden_size
     layers = sum(columns * rows for columns, rows in shapes.values())
     written = int(layers * (bits / 8 + 3 / span)) + outer
     disk = 2 * written + 2 * samples * length * decoder.hidden_size * dtype.itemsize

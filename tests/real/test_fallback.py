@@ -8,9 +8,9 @@ import pytest
 from langchain_core.language_models import BaseChatModel
 
 from qlangchain import get_chat_model, get_llm
-from qlangchain.pipeline import preparing
 from qlangchain.errors import EngineStartError, QlangchainWarning
 from qlangchain.models import base as models_base
+from qlangchain.pipeline import preparing
 from qlangchain.runtimes import base
 from qlangchain.runtimes.llamacpp import LlamaCpp
 

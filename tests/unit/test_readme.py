@@ -38,7 +38,9 @@ def test_the_rooms_in_the_readme_exist() -> None:
     }
 
 
-@pytest.mark.parametrize("command", ["demo", "run", "chat", "doctor", "pull", "compare", "cache", "env", "quantize", "verify"])
+@pytest.mark.parametrize(
+    "command", ["demo", "run", "chat", "doctor", "pull", "compare", "cache", "env", "quantize", "verify"]
+)
 def test_the_commands_in_the_readme_exist(command: str) -> None:
     from typer.testing import CliRunner
 

@@ -386,9 +386,7 @@ def test_a_config_of_another_kind(model: Path, change: dict[str, Any]) -> None:
         locate(model)
 
 
-@pytest.mark.parametrize(
-    "missing", ["num_attention_heads", "hidden_size", "num_hidden_layers", "vocab_size"]
-)
+@pytest.mark.parametrize("missing", ["num_attention_heads", "hidden_size", "num_hidden_layers", "vocab_size"])
 def test_a_config_without_what_is_needed(model: Path, missing: str) -> None:
     (model / "config.json").write_text(json.dumps({name: v for name, v in CONFIG.items() if name != missing}))
     with pytest.raises(UnsupportedModelError, match=missing):
