@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qlangchain.errors import CorruptFileError, UnsupportedModelError
+from qlangchain.errors import CancelledError, CorruptFileError, UnsupportedModelError
 from qlangchain.produce.checkpoint import Checkpoint, open_checkpoint, read_json
 from qlangchain.produce.packing import QuantizedLinear, sequential_groups
 from qlangchain.produce.quantized_files import PARTS, QuantizedFiles, Scheme, open_quantized
@@ -97,6 +97,8 @@ def verify_directory(
     if not problems:
         names = found.layers()
         for done, name in enumerate(names, 1):
+            if cancel is not None and cancel.is_set():
+                raise CancelledError("The check was cancelled.")
             layer = found.layer(name)
             faults = list(_layer_problems(found.scheme, name, layer))
             problems += faults
