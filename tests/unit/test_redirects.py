@@ -229,7 +229,7 @@ def test_a_stalled_tls_connection_can_be_cancelled(tls_hub: StandIn, store: Stor
     threading.Timer(0.3, cancel.set).start()
     with pytest.raises(FetchCancelledError):
         get(tls_hub, store, cancel=cancel, policy=replace(QUICK, stall=30))
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("qlangchain-")]
+    assert not [thread for thread in threading.enumerate() if thread.name == "qlangchain-fetch"]
 
 
 def test_a_server_without_a_valid_certificate(tls_hub: StandIn, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
