@@ -50,10 +50,11 @@ Greedy decoding with the bfloat16 weights. "Exact" means that the whole answer i
 
 ## Quantized
 
-`verdicts.json` has what each GGUF format does to this model: mean KL divergence to the full-precision weights, perplexity
-ratio and share of equal likeliest tokens, over 150 questions of the corpus with their answers in the chat template
-(8,268 tokens; Q4_K_M over 60 of them, 3,292 tokens). The weights were quantized and dequantized as the file holds them, and run with transformers in
-float32. `qlangchain plan demo` decides by these figures and not by those published for other models.
+`verdicts.json` has what each GGUF format does to this model: mean KL divergence to the full-precision weights,
+perplexity ratio and share of equal likeliest tokens, over 150 questions of the corpus with their answers in the chat
+template (8,268 tokens; Q4_K_M over 60 of them, 3,292 tokens). The weights were quantized and dequantized as the file
+holds them, and run with transformers in float32. `qlangchain plan demo` decides by these figures and not by those
+published for other models.
 
 ## Limits
 
