@@ -51,8 +51,8 @@ def errors(path: Path, plan: GgufPlan) -> list[TensorError]:
         for start in _starts(layout.shape, source):
             count = min(_span(source), _rows(layout.shape) - start)
             expected = _expected(plan, source, start, count)
-            norm = float(np.linalg.norm(expected))
-            off = float(np.linalg.norm(_read(path, tensor, start, count) - expected))
+            norm = _norm(expected)
+            off = _norm(_read(path, tensor, start, count) - expected)
             worst = max(worst, off / norm if norm else off)
         limit = min(_LARGEST, max(_LEAST, 2.0 ** (_SCALE - _BITS[tensor.type])))
         result.append(TensorError(layout.name, tensor.type, worst, limit))
@@ -68,6 +68,11 @@ def check_errors(path: Path, plan: GgufPlan) -> None:
             f"of its size, where at most {bad[0].limit:.3f} is usual; {len(bad)} such tensors.",
             hint="Please report it with the model's name; or choose another format.",
         )
+
+
+def _norm(values: Values) -> float:
+    """Return the Euclidean norm, in float64 since squares of float32 overflow from 1.8e19 on."""
+    return float(np.linalg.norm(values.astype(np.float64)))
 
 
 def _rows(shape: tuple[int, ...]) -> int:

@@ -163,6 +163,14 @@ def test_values_that_a_format_cannot_hold(make: Make, tmp_path: Path) -> None:
     produce_gguf(make(change=set_value(1e6)), out, "BF16")
 
 
+def test_enormous_numbers_are_checked_without_overflow(make: Make, tmp_path: Path) -> None:
+    """Squares of float32 overflow from 1.8e19 on, which the check of a file's error must not."""
+    out = tmp_path / "out.gguf"
+    produce_gguf(make(rope_scaling=ROPE | {"factor": 2.0**70}), out, "Q8_0")
+    check_servable(read_gguf_header(out))
+    produce_gguf(make(change=set_value(1e25)), out, "F32")
+
+
 def test_unknown_tensors_and_types_are_not_dropped(make: Make, tmp_path: Path) -> None:
     def add(weights: Weights) -> None:
         weights["model.vision.weight"] = np.ones((2, 2), np.float32)
