@@ -61,6 +61,7 @@ def _answer(question: str, wanted: Any, hardware: str, format: str | None, *, sh
     from qlangchain import pipeline
     from qlangchain.cli.speaking import speak
     from qlangchain.models.chat import ChatQuantized
+    from qlangchain.selection.explain import grouped
 
     with production_bar(f"Making {format or 'the artifact'}", show=show) as progress:
         prepared = pipeline.prepare("demo", replace(wanted, format=format), progress=progress)
@@ -70,7 +71,7 @@ def _answer(question: str, wanted: Any, hardware: str, format: str | None, *, sh
         console.print(f"[bold]{plan.method} {plan.format}[/] with {plan.library}, because:")
         for reason in plan.reasons:
             console.print(f"  • {escape(reason)}")
-        for rejection in plan.rejected:
+        for rejection in grouped(plan.rejected):
             console.print(f"  • not {escape(rejection.choice)}: {escape(rejection.reason)}")
         console.rule("[bold]3. The artifact", align="left")
         console.print(f"{artifact.origin.value}: {size(artifact.size_bytes)}, sha256 {artifact.digest[:16]}…")
