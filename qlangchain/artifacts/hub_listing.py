@@ -97,9 +97,9 @@ def _file(name: str, sibling: Any, flagged: str | None, asked: str) -> RemoteFil
     size, blob, lfs = sibling.size, sibling.blob_id, sibling.lfs
     if _count(size) is None:
         _malformed(asked, f"the size of {short(name)} is {short(size)}")
-    if not isinstance(blob, str) or not _SHA1.fullmatch(blob):
-        _malformed(asked, f"the blob id of {short(name)} is {short(blob)}, expected 40 hex digits")
     if lfs is None:
+        if not isinstance(blob, str) or not _SHA1.fullmatch(blob):
+            _malformed(asked, f"the blob id of {short(name)} is {short(blob)}, expected 40 hex digits")
         return RemoteFile(name, size, blob_id=blob, flagged=flagged)
     if not isinstance(lfs.sha256, str) or not _SHA256.fullmatch(lfs.sha256):
         _malformed(asked, f"the SHA-256 of {short(name)} is {short(lfs.sha256)}, expected 64 hex digits")
