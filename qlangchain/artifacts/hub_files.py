@@ -47,8 +47,9 @@ def patiently(attempt: Callable[[], T], until: float, stopping: Stopping) -> T:
             raise
 
     def late() -> Exception:
-        stopping.stop()  # who still waits in a socket is woken
-        return last[0] if last else nothing_came()
+        reason = last[0] if last else nothing_came()
+        stopping.stop()  # who still waits in a socket is woken, and fails for that reason
+        return reason
 
     work = partial(persist, noted, position=lambda: 0, policy=POLICY, stopping=stopping)
     return within(until, work, late)

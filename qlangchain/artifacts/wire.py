@@ -197,16 +197,16 @@ class Session:
                 return connection.getresponse(), connection
             except BaseException as error:
                 connection.close()
-                del self._connections[target]
+                self._connections.pop(target, None)
                 # A server may close an idle connection at any time, which says nothing about the next one.
                 if not was_open or not isinstance(error, (ConnectionError, http.client.RemoteDisconnected)):
                     raise
 
     def close(self) -> None:
-        """Close all connections."""
-        for connection in self._connections.values():
-            connection.close()
-        self._connections.clear()
+        """Close all connections, also while a thread that was told to stop is still giving one up."""
+        while self._connections:
+            with contextlib.suppress(KeyError):  # that thread was faster
+                self._connections.popitem()[1].close()
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from unit import header_mutations
 from qlangchain.artifacts import hub_files
 from qlangchain.artifacts.headers import GgufHeader, SafetensorsHeader, read_gguf_header, read_safetensors_header
 from qlangchain.artifacts.hub import Hub
+from qlangchain.artifacts.redirects import Origin, Rules
 from qlangchain.artifacts.remote_header import (
     INDEX,
     check_remote_servable,
@@ -23,6 +24,8 @@ from qlangchain.artifacts.remote_header import (
     read_remote_header,
     read_remote_headers,
 )
+from qlangchain.artifacts.stopping import Stopping
+from qlangchain.artifacts.wire import Session
 from qlangchain.errors import (
     AccessDeniedError,
     CorruptFileError,
@@ -216,9 +219,26 @@ def test_what_stays_is_the_right_error_in_time(stand_in: StandIn, fault: str, er
     listing = client(stand_in).listing(REPO)
     stand_in.fault(fault, times=-1, by=1000)
     deadline = 1.0 if "stall" in fault else 5.0
-    with pytest.raises(error):
+    with pytest.raises(error) as caught:
         read_remote_header(client(stand_in, TOKEN, deadline=deadline), listing, "m.gguf")
     assert {seen.token for seen in stand_in.seen(origin="storage")} <= {None}
+    if "stall" in fault:
+        assert "within the time allowed" in caught.value.message, "not what our own ending of it looks like"
+
+
+def test_a_session_closes_while_a_thread_gives_its_connections_up() -> None:
+    """At the deadline a waiting thread is woken: it drops its connection while the reader's thread closes all."""
+    session = Session(Rules.of("http://127.0.0.1:9", has_token=False), None, hub_files.POLICY, Stopping())
+    closed: list[object] = []
+
+    class Dropped:
+        def close(self) -> None:
+            closed.append(self)
+            session._connections.clear()
+
+    session._connections.update({Origin("http", "127.0.0.1", port): Dropped() for port in (9, 10)})  # type: ignore[misc]
+    session.close()
+    assert len(closed) == 1
 
 
 @pytest.mark.parametrize(
