@@ -31,6 +31,7 @@ from qlangchain.errors import (
     AccessDeniedError,
     ChecksumError,
     HubBusyError,
+    HubError,
     HubReplyError,
     HubUnreachableError,
     InvalidInputError,
@@ -114,7 +115,8 @@ class Hub:
 
         `formats` are tags of the hub ("gguf", "awq", "gptq", "compressed-tensors", "fp8"); for each, at most `limit`
         of the most downloaded are looked at. `likely` are ids that may or may not exist. Which of them are any good is
-        `candidates.rank`'s decision. A repository that is refused or malformed is left out, with a line in the log.
+        `candidates.rank`'s decision. A repository that is refused or malformed is left out, with a line in the log, and
+        one that could not be reached while others could, with a QlangchainWarning.
 
         Raises: as `listing`, for what concerns the hub as a whole.
         """
@@ -125,17 +127,26 @@ class Hub:
         for tag in formats if formats or likely else ("",):
             repos |= dict.fromkeys(self._tagged(base_model, tag, limit, until))
 
+        silent: dict[str, HubError] = {}
+
         def look(repo: str) -> Listing | None:
             try:
                 return self._listing(repo, None, until)
             except ModelNotFoundError:
                 return None
-            except (AccessDeniedError, HubReplyError, UnsafeSourceError) as error:
+            except (HubUnreachableError, HubBusyError) as error:
+                silent[repo] = error
+                return None
+            except (AccessDeniedError, HubReplyError, UnsafeSourceError, ChecksumError) as error:
                 logger.warning("%s is left out: %s", repo, error.message)
                 return None
 
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="qlangchain-search") as pool:
             found = [listing for listing in pool.map(look, repos) if listing is not None]
+        if silent and not found:
+            raise next(iter(silent.values()))
+        for repo, error in silent.items():  # better ones than what was found may be among them
+            warnings.warn(f"{repo} is left out: {error.message}", QlangchainWarning, stacklevel=2)
         return list({listing.repo: listing for listing in found}.values())
 
     def text(self, listing: Listing, name: str, *, limit: int = MAX_TEXT_FILE) -> str:
@@ -210,16 +221,22 @@ class Hub:
         return [repo for repo in found if repository_id(repo)]
 
     def _text(self, listing: Listing, name: str, limit: int, until: float) -> str:
-        with self._open(listing, name, until) as reader:
-            file = reader.file
-            if file.size_bytes > limit:
-                raise HubReplyError(f"{reader.wanted} has {file.size_bytes:,} bytes, at most {limit:,} were expected.")
-            data = reader.read(0, file.size_bytes)
-        git = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-        if (hashlib.sha256(data).hexdigest() if file.sha256 else git) != file.digest:
-            raise ChecksumError(
-                f"{name} of {listing.repo} does not have the digest that was listed.", hint="Call again."
-            )
+        for is_last in (False, True):  # what was damaged on its way is right the second time
+            with self._open(listing, name, until) as reader:
+                file = reader.file
+                if file.size_bytes > limit:
+                    raise HubReplyError(
+                        f"{reader.wanted} has {file.size_bytes:,} bytes, at most {limit:,} were expected."
+                    )
+                data = reader.read(0, file.size_bytes)
+            git = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+            if (hashlib.sha256(data).hexdigest() if file.sha256 else git) == file.digest:
+                break
+            if is_last:
+                raise ChecksumError(
+                    f"{name} of {listing.repo} came twice without the digest that was listed.", hint="Call again."
+                )
+            logger.warning("%s of %s arrived with wrong bytes; it is fetched anew", name, listing.repo)
         try:
             return data.decode("utf-8")
         except UnicodeDecodeError as error:

@@ -92,6 +92,8 @@ class Source:
             reply.close()
             if reply.status != 200 and reply.status not in redirects.STATUSES:
                 raise self._refused(reply)
+            if self._is_page(reply) and "x-repo-commit" not in reply.headers:
+                raise malformed(f"A web page comes instead of {wanted}.")  # the login page of a network, mostly
             commit = reply.headers.get("x-repo-commit", commit)
             target = None
             if reply.status in redirects.STATUSES:
@@ -145,8 +147,7 @@ class Source:
         """
         file, headers = self.wanted.file, reply.headers
         end = file.size_bytes if last is None else last + 1
-        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind == "text/html" and not file.name.lower().endswith((".html", ".htm")):
+        if self._is_page(reply):
             raise malformed(f"A web page comes instead of {self.wanted}.")
         if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
             raise malformed(f"{self.wanted} comes packed, which was not asked for.")
@@ -162,6 +163,10 @@ class Source:
         if reply.length is not None and reply.length != announced:
             raise malformed(f"{self.wanted} comes with {reply.length:,} bytes instead of {announced:,}.")
         return skip, keep
+
+    def _is_page(self, reply: Reply) -> bool:
+        kind = reply.headers.get("content-type", "").partition(";")[0].strip().lower()
+        return kind == "text/html" and not self.wanted.file.name.lower().endswith((".html", ".htm"))
 
     def _refused(self, reply: Reply) -> Exception:
         """The error for a status that is no success: permanent from the hub itself, from storage mostly not."""

@@ -73,7 +73,7 @@ def refusal(
         return RevisionNotFoundError(
             f"{repo} has no revision {revision!r}.", hint="Pass a branch, a tag or a commit that is there, or none."
         )
-    if code == "EntryNotFound":
+    if code == "EntryNotFound" or (file is not None and not code and status in (404, 410)):
         return ModelNotFoundError(
             f"{repo} has no file {file!r} at {revision or 'its main branch'}.", hint=f"See {page}."
         )

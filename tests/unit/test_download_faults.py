@@ -75,7 +75,10 @@ OUTCOMES: dict[str, tuple[Outcome, Outcome]] = {
     "asks for the token": (None, HubReplyError),
 }
 OF_LISTINGS = {"lying listing size", "lying listing digest"}
-PASSING = ["reset before headers", "closed before headers", "stall before headers", "garbage", "408", "500", "503"]
+PASSING = [
+    "reset before headers", "closed before headers", "stall before headers", "garbage", "408", "500", "503",
+    "HTML page",
+]  # fmt: skip
 
 
 def strike(hub: StandIn, name: str, times: int, **more: Any) -> None:
@@ -264,6 +267,9 @@ def test_what_has_gone_from_the_hub(hub: StandIn, store: Store) -> None:
     with pytest.raises(RevisionNotFoundError):
         fetch([gone], store, endpoint=hub.url, policy=QUICK)
     hub.repositories[REPO].history[right.commit].pop(MODEL)
+    with pytest.raises(ModelNotFoundError, match="no file"):
+        fetch([right], store, endpoint=hub.url, policy=QUICK)
+    hub.fault("404", -1, origin="hub", method="HEAD")  # without the hub's own words for what is missing
     with pytest.raises(ModelNotFoundError, match="no file"):
         fetch([right], store, endpoint=hub.url, policy=QUICK)
 

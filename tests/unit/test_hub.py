@@ -258,6 +258,23 @@ def test_search_by_relation_by_format_and_by_name(stand_in: StandIn) -> None:
     assert all(listing.files and len(listing.commit) == 40 for listing in found)
 
 
+@pytest.mark.parametrize("fault", ["503", "reset before headers", "429 silent", "corrupt", "404", "400", "HTML page"])
+@pytest.mark.parametrize("of", ["/api/models/other", "resolve-cache/models/other"])
+def test_one_repository_that_cannot_be_read_does_not_end_a_search(stand_in: StandIn, fault: str, of: str) -> None:
+    config = {"config.json": json.dumps(CONFIG)}
+    stand_in.add("other/model-GGUF", {"m.gguf": b"GGUF"} | config, base_model="org/model")
+    stand_in.fault(fault, -1, origin="hub", method="GET", path=of)
+    unreachable = fault in ("503", "reset before headers", "429 silent")
+    with pytest.warns(QlangchainWarning, match="left out") if unreachable else contextlib.nullcontext():
+        found = client(stand_in).search("org/model")
+    assert [listing.repo for listing in found] == [REPO]
+    stand_in.heal()
+    if unreachable:
+        stand_in.fault(fault, -1, origin="hub", method="GET", path="GGUF")
+        with pytest.raises((HubUnreachableError, HubBusyError)):
+            client(stand_in).search("org/model")
+
+
 def test_search_is_bounded_and_pages_are_followed(stand_in: StandIn) -> None:
     stand_in.page_size = 3
     fill(stand_in, 12)
@@ -460,6 +477,8 @@ def test_text_is_verified(stand_in: StandIn) -> None:
     with pytest.raises(HubReplyError, match="UTF-8"):
         stand_in.add("org/latin", {"README.md": b"\xff\xfe\xfd"})
         hub.text(hub.listing("org/latin"), "README.md")
+    stand_in.fault("corrupt", times=1, origin="hub", path="README.md")
+    assert hub.text(listing, "README.md") == FILES["README.md"], "what was damaged on its way comes again"
     stand_in.fault("corrupt", times=-1, origin="hub", path="README.md")
     with pytest.raises(ChecksumError):
         hub.text(listing, "README.md")
