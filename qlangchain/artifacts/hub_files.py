@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 # Seconds where nothing else is said. A person waits for these answers, other than for a download.
 POLICY: Final = FetchPolicy(
-    attempts=4, first_wait=0.25, longest_wait=4.0, longest_retry_after=60.0, connect=10.0, stall=10.0
+    attempts=6, first_wait=0.25, longest_wait=4.0, longest_retry_after=60.0, connect=10.0, stall=10.0
 )
 _MAX_SKIP: Final = 8 << 20  # bytes; read and dropped where a server ignores ranges
 

@@ -7,6 +7,7 @@ parsers within the same limits. Most take one request of 1 MiB; a GGUF with a la
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +26,8 @@ from qlangchain.artifacts.listing import Listing
 from qlangchain.artifacts.names import safe_name
 from qlangchain.errors import CorruptFileError, InvalidInputError, NoWeightsError
 
+logger = logging.getLogger(__name__)
+
 INDEX: Final = "model.safetensors.index.json"
 SINGLE: Final = "model.safetensors"
 MAX_INDEX: Final = 48 << 20  # bytes; the largest models have 0.3 Mi tensors of 100 bytes each
@@ -36,7 +39,8 @@ _AT_ONCE: Final = 4
 def read_remote_header(hub: Hub, listing: Listing, name: str) -> GgufHeader | SafetensorsHeader:
     """Read and check the header of a .gguf or .safetensors file of a listing.
 
-    The arrays of a GGUF are fetched when they are asked for, each within the deadline of `hub`.
+    The arrays of a GGUF are fetched when they are asked for, each within the deadline of `hub`. No digest covers a
+    part of a file, so a header that seems damaged is read once more: bytes may have been damaged on their way.
 
     Raises:
         CorruptFileError: it is damaged, not what its name says, or not complete at its listed size.
@@ -52,12 +56,19 @@ def read_remote_header(hub: Hub, listing: Listing, name: str) -> GgufHeader | Sa
         with hub.open(listing, name) as reader:
             return reader.read(start, stop)
 
-    with hub.open(listing, name) as reader:
-        size = reader.file.size_bytes
-        read = _with_first(reader.read, size)
-        if kind == ".gguf":
-            return parse_gguf_header(Path(name), read, size, again)
-        return parse_safetensors_header(Path(name), read, size)
+    def once() -> GgufHeader | SafetensorsHeader:
+        with hub.open(listing, name) as reader:
+            size = reader.file.size_bytes
+            read = _with_first(reader.read, size)
+            if kind == ".gguf":
+                return parse_gguf_header(Path(name), read, size, again)
+            return parse_safetensors_header(Path(name), read, size)
+
+    try:
+        return once()
+    except CorruptFileError as error:
+        logger.info("%s is read again: %s", name, error.message)
+        return once()
 
 
 def read_remote_headers(hub: Hub, listing: Listing, names: Iterable[str]) -> dict[str, GgufHeader | SafetensorsHeader]:

@@ -189,7 +189,7 @@ def test_an_index_that_is_none(stand_in: StandIn, content: str) -> None:
     "fault",
     ["reset before headers", "reset during the body", "FIN early", "garbage", "403 expired", "404", "408", "416",
      "429 seconds", "500", "503", "short range", "HTML page", "shifted range", "announces gigabytes", "compressed",
-     "asks for the token"],
+     "asks for the token", "random content", "shifted silently"],
 )  # fmt: skip
 def test_what_passes_is_waited_for(stand_in: StandIn, fault: str) -> None:
     stand_in.add(REPO, {"m.gguf": header_mutations.gguf_seed()})
