@@ -7,6 +7,7 @@ environment at any time. An unreadable value is an error that names the variable
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,6 +17,7 @@ from qlangchain.errors import InvalidInputError
 
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"", "0", "false", "no", "off"}
+_NAME = re.compile(r"\+|[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _LONGEST = 1e6  # seconds, 11 days: sockets and locks cannot wait for ever by a number ("inf")
 
 
@@ -31,6 +33,12 @@ class Settings:
         "QLANGCHAIN_HOME", None, "where artifacts are kept; default: the user's data directory"
     )
     offline: bool = _setting("QLANGCHAIN_OFFLINE", False, "1 = never use the network (HF_HUB_OFFLINE=1 means the same)")
+    quantizers: tuple[str, ...] | None = _setting(
+        "QLANGCHAIN_QUANTIZERS",
+        None,
+        "publishers whose quantizations are trusted, separated by commas, instead of the curated ones; "
+        'a first entry of "+" keeps these as well',
+    )
     engine: str | None = _setting(
         "QLANGCHAIN_ENGINE", None, "xllamacpp or llama-server; default: whichever is there, xllamacpp first"
     )
@@ -108,8 +116,13 @@ def _parse(variable: str, raw: str, kind: str) -> Any:
             return int(raw)
         if kind.startswith("float"):
             return min(float(raw), _LONGEST)
+        if kind.startswith("tuple"):
+            names = tuple(name.strip() for name in raw.split(",") if name.strip())
+            if not names or not all(_NAME.fullmatch(name) for name in names):
+                raise ValueError
+            return names
         return Path(raw).expanduser() if kind.startswith("Path") else raw
     except (ValueError, RuntimeError):  # RuntimeError: "~" of a user that is not there
         words = {"bool": "1 or 0", "int": "a whole number", "float": "a number", "Path": "a path"}
-        expected = words[kind.partition(" ")[0]]
+        expected = words.get(kind.partition(" ")[0], "names of organizations, separated by commas")
         raise InvalidInputError(f"{variable} is {raw!r}.", hint=f"It must be {expected}.") from None

@@ -17,6 +17,7 @@ from qlangchain.artifacts.finding import HubModel
 from qlangchain.artifacts.headers import GgufHeader
 from qlangchain.artifacts.hub import Hub
 from qlangchain.artifacts.model_id import ModelId, parse
+from qlangchain.artifacts.publishers import curated_publishers
 from qlangchain.artifacts.remote_header import read_remote_header
 from qlangchain.artifacts.source import Source, gguf_facts
 from qlangchain.artifacts.store import Store, Stored
@@ -76,8 +77,16 @@ def source_of(
 def from_hub(id: ModelId, methods: Sequence[Method]) -> Source:
     """Ask the hub what there is of a model, and read its shape."""
     hub = Hub(offline=False)
-    found = finding.find(id, hub, methods=methods)
+    found = finding.find(id, hub, methods=methods, curated=_trusted())
     return Source(_facts(found, hub), hub=found)
+
+
+def _trusted() -> tuple[str, ...] | None:
+    """The publishers that the user trusts, None for the curated ones."""
+    own = settings.read().quantizers
+    if own is None or own[0] != "+":
+        return own
+    return (*curated_publishers(), *own[1:])
 
 
 def _facts(found: HubModel, hub: Hub) -> ModelFacts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ def rambling(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     target = tmp_path_factory.mktemp("rambling") / "rambling"
     shutil.copytree(DEMO_DIRECTORY, target, ignore=shutil.ignore_patterns("*.safetensors", "*.gguf"))
+    config = json.loads((target / "config.json").read_text()) | {"max_position_embeddings": 32768}
+    (target / "config.json").write_text(json.dumps(config))
     random = np.random.default_rng(7)
     shapes = load_shapes(DEMO_DIRECTORY / "model.safetensors")
     weights = {name: random.normal(0, 0.3, shape).astype(np.float16) for name, shape in shapes.items()}

@@ -98,6 +98,15 @@ def test_it_answers_and_the_second_time_without_a_request(hub: StandIn, monkeypa
     assert get_llm(BASE, hardware="cpu", temperature=0, max_tokens=30).invoke("What is GPTQ?") == first
 
 
+@pytest.mark.parametrize(("trusted", "taken"), [("somebody", STRANGER), ("+,other-team", CURATED)])
+def test_who_is_trusted_is_the_user_s_to_say(
+    hub: StandIn, monkeypatch: pytest.MonkeyPatch, trusted: str, taken: str
+) -> None:
+    monkeypatch.setenv("QLANGCHAIN_QUANTIZERS", trusted)
+    chosen = plan(f"{BASE}:Q4_0", hardware="cpu", allow_produce=False)
+    assert any(taken in reason for reason in chosen.reasons)
+
+
 def test_a_repository_asked_for_by_name_is_taken_from_there(hub: StandIn) -> None:
     artifact = pull(f"{STRANGER}:Q5_1")
     (stored,) = Store(pipeline.planning.settings.read().store).list()

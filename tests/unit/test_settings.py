@@ -38,6 +38,8 @@ def test_the_defaults_are_those_of_an_empty_environment() -> None:
         ("QLANGCHAIN_KEEP_ALIVE", "0.5", "keep_alive", 0.5),
         ("QLANGCHAIN_KEEP_ALIVE", "inf", "keep_alive", 1e6),
         ("QLANGCHAIN_START_TIMEOUT", "1e300", "start_timeout", 1e6),
+        ("QLANGCHAIN_QUANTIZERS", "my-team, bartowski", "quantizers", ("my-team", "bartowski")),
+        ("QLANGCHAIN_QUANTIZERS", "+,my-team", "quantizers", ("+", "my-team")),
         ("QLANGCHAIN_ENDPOINT_KEY", "s e c r e t", "endpoint_key", "s e c r e t"),
     ],
 )
@@ -61,6 +63,9 @@ def test_each_variable(variable: str, raw: str, name: str, value: Any) -> None:
         ("QLANGCHAIN_KEEP_ALIVE", "-1"),
         ("QLANGCHAIN_KEEP_ALIVE", "nan"),
         ("QLANGCHAIN_START_TIMEOUT", "-inf"),
+        ("QLANGCHAIN_QUANTIZERS", ","),
+        ("QLANGCHAIN_QUANTIZERS", "my team"),
+        ("QLANGCHAIN_QUANTIZERS", "../x"),
         ("QLANGCHAIN_HOME", "~nobody-of-this-name/models"),
     ],
 )
