@@ -88,13 +88,13 @@ def _fault(members: Sequence[tuple[FileName, RemoteFile]]) -> str | None:
 
 
 def _shard_fault(members: Sequence[tuple[FileName, RemoteFile]], count: int) -> str | None:
-    have: Mapping[int | None, str] = {name.shard: name.name for name, _ in members}
+    have: Mapping[int, str] = {name.shard or 0: name.name for name, _ in members}
     if len(have) < len(members):
         return "One of its shards is listed twice under different names."
-    if missing := missing_shards({shard for shard in have if shard is not None}, count):
+    if missing := missing_shards(set(have), count):
         return f"It is split into {count} files, and {missing}."
-    wrong = next((name for name in have.values() if f"-of-{count:05}.gguf" not in name), None)
-    if wrong:  # llama.cpp builds the names of the others from the first, with five digits
+    wrong = next((name for shard, name in have.items() if not name.endswith(f"-{shard:05}-of-{count:05}.gguf")), None)
+    if wrong:  # llama.cpp builds the names of the others from the first, with hyphens and five digits
         return f"{wrong} is not named as llama.cpp expects shards to be: -00001-of-{count:05}.gguf."
     return None
 

@@ -144,6 +144,86 @@ NAMES = {
     "model-00001-of-000163.safetensors": ("model", "unknown", 1, 163),
 }  # fmt: skip
 
+# name -> label, or (label, shard, shards, companion): further habits, of the same publishers and of others
+HABITS = {
+    # bartowski
+    "Qwen_Qwen3-30B-A3B-Q4_K_M.gguf": "Q4_K_M",
+    "google_gemma-3-27b-it-qat-Q4_0.gguf": "Q4_0",
+    "mistralai_Mistral-Small-3.2-24B-Instruct-2506-IQ4_XS.gguf": "IQ4_XS",
+    "DeepSeek-V3-0324-Q4_K_M/DeepSeek-V3-0324-Q4_K_M-00011-of-00011.gguf": ("Q4_K_M", 11, 11, None),
+    "mmproj-google_gemma-3-12b-it-bf16.gguf": ("BF16", None, None, "mmproj"),
+    "Qwen_Qwen3-8B-imatrix.gguf": ("unknown", None, None, "imatrix"),
+    "Qwen_Qwen3-8B.imatrix": ("unknown", None, None, "imatrix"),
+    # unsloth
+    "UD-IQ1_S/DeepSeek-R1-0528-UD-IQ1_S-00001-of-00004.gguf": ("UD-IQ1_S", 1, 4, None),
+    "DeepSeek-R1-UD-IQ2_XXS/DeepSeek-R1-UD-IQ2_XXS-00003-of-00003.gguf": ("UD-IQ2_XXS", 3, 3, None),
+    "Qwen3-Coder-480B-A35B-Instruct-1M-UD-Q2_K_XL-00001-of-00004.gguf": ("UD-Q2_K_XL", 1, 4, None),
+    "gpt-oss-20b-UD-Q8_K_XL.gguf": "UD-Q8_K_XL",
+    "gpt-oss-20b-F16.gguf": "F16",
+    "Apriel-1.5-15b-Thinker-UD-IQ3_XXS.gguf": "UD-IQ3_XXS",
+    "unsloth.BF16-00001-of-00002.gguf": ("BF16", 1, 2, None),
+    "imatrix_unsloth.gguf_file": ("unknown", None, None, "imatrix"),
+    "MTP/mtp-Qwen3.6-35B-A3B-F16.gguf": ("F16", None, None, "mtp"),
+    # mradermacher, TheBloke, MaziyarPanahi, RichardErkhov
+    "Llama-3.3-70B-Instruct.i1-Q4_K_M.gguf": "i1-Q4_K_M",
+    "Llama-3.1-8B-Instruct.imatrix.dat": ("unknown", None, None, "imatrix"),
+    "MiniCPM-V-2_6.mmproj-f16.gguf": ("F16", None, None, "mmproj"),
+    "Phi-3.5-vision-instruct.mmproj.f16.gguf": ("F16", None, None, "mmproj"),
+    "mixtral-8x7b-v0.1.Q3_K_M.gguf": "Q3_K_M",
+    "tinyllama-1.1b-chat-v1.0.Q4_K_M.gguf": "Q4_K_M",
+    "deepseek-coder-6.7b-instruct.Q5_0.gguf": "Q5_0",
+    "Mixtral-8x22B-v0.1.Q4_K_M-00001-of-00005.gguf": ("Q4_K_M", 1, 5, None),
+    "Llama-3-8B.FP16.gguf": "F16",
+    "mistral-7b-instruct-v0.3.fp32.gguf": "F32",
+    # Qwen, ggml-org, microsoft, google, ibm-granite, LiquidAI, HuggingFaceTB, nomic-ai
+    "qwen1_5-0_5b-chat-q4_k_m.gguf": "Q4_K_M",
+    "qwen2.5-coder-32b-instruct-q5_k_m-00002-of-00003.gguf": ("Q5_K_M", 2, 3, None),
+    "qwen2.5-72b-instruct-fp16-00040-of-00042.gguf": ("F16", 40, 42, None),
+    "Qwen3VL-8B-Instruct-Q4_K_M.gguf": "Q4_K_M",
+    "mmproj-Qwen3VL-8B-Instruct-F16.gguf": ("F16", None, None, "mmproj"),
+    "ultravox-v0_5-llama-3_2-1b-mmproj-f16.gguf": ("F16", None, None, "mmproj"),
+    "moondream2-text-model-f16.gguf": "F16",
+    "moondream2-mmproj-f16.gguf": ("F16", None, None, "mmproj"),
+    "InternVL3-8B-mmproj-Q8_0.gguf": ("Q8_0", None, None, "mmproj"),
+    "gpt-oss-20b-mxfp4.gguf": "MXFP4",
+    "phi-4-Q6_K.gguf": "Q6_K",
+    "Phi-4-mini-instruct.BF16.gguf": "BF16",
+    "gemma-2b.gguf": "unknown",
+    "gemma-3-1b-it-qat-q4_0.gguf": "Q4_0",
+    "granite-4.0-h-tiny-f16.gguf": "F16",
+    "LFM2-VL-450M-Q8_0.gguf": "Q8_0",
+    "mmproj-LFM2-VL-450M-Q8_0.gguf": ("Q8_0", None, None, "mmproj"),
+    "SmolLM3-Q4_K_M.gguf": "Q4_K_M",
+    "SmolLM2.q8.gguf": "Q8_0",
+    "nomic-embed-text-v1.5.f16.gguf": "F16",
+    "bge-small-en-v1.5-f32.gguf": "F32",
+    "Qwen3-Reranker-0.6B-Q8_0.gguf": "Q8_0",
+    "stablelm-2-zephyr-1_6b-Q4_0.gguf": "Q4_0",
+    "Bonsai-8B-Q1_0.gguf": "Q1_0",
+    "BitNet-b1.58-2B-4T-TQ2_0.gguf": "TQ2_0",
+    "ggml-vocab-qwen2.gguf": ("unknown", None, None, "vocab"),
+    # people's own: directories, blanks, versions behind the format, other words in front
+    "grok-1-Q2_K-split-00001-of-00009.gguf": ("Q2_K", 1, 9, None),
+    "dolphin-2.9-llama3-8b-q4_K_M.gguf": "Q4_K_M",
+    "q4_0/model.gguf": "Q4_0",
+    "Qwen3-8B-GGUF/Q5_K_M/model.gguf": "Q5_K_M",
+    "F16-models/Llama-7B-Q4_K_M.gguf": "Q4_K_M",
+    "Q4_K_M/Q4_K_M.gguf": "Q4_K_M",
+    "Q4_K_M-Bench-7B-Q8_0.gguf": "Q8_0",
+    "Mistral-7B-Instruct-v0.3-Q4_K_M-GGUF.gguf": "Q4_K_M",
+    "Model-Q4_K_M_v2.gguf": "Q4_K_M",
+    "Model-Q4_K_M (1).gguf": "Q4_K_M",
+    "Model Q4_K_M.gguf": "Q4_K_M",
+    "model-q6k.gguf": "Q6_K",
+    "Llama-3-8B-FP8.gguf": "unknown",
+    "Vocabulary-Coach-1B-Q8_0.gguf": "Q8_0",
+    "Llama-3.1-8B-Instruct-EAGLE3-F16.gguf": ("F16", None, None, "eagle3"),
+    "lora-adapter-f16.gguf": ("F16", None, None, "lora"),
+    "vision-encoder-f16.gguf": ("F16", None, None, "mmproj"),
+    "control_vector-happy.gguf": ("unknown", None, None, "control-vector"),
+    "tokenizer.gguf": ("unknown", None, None, "vocab"),
+}
+
 
 @pytest.mark.parametrize("name", HOSTILE, ids=[f"{number}" for number in range(len(HOSTILE))])
 def test_a_hostile_name_is_refused(name: str) -> None:
@@ -206,6 +286,14 @@ def test_a_real_name_is_read(name: str) -> None:
     assert (found.stem, found.label, found.shard, found.shards, found.companion) == expected
     assert found.refused is None and found.part is None
     assert safe_name(name) == name
+
+
+@pytest.mark.parametrize("name", HABITS, ids=list(HABITS))
+def test_a_habit_is_read(name: str) -> None:
+    found, expected = parse(name), HABITS[name]
+    read = (found.label, found.shard, found.shards, found.companion)
+    assert read == ((expected, None, None, None) if isinstance(expected, str) else expected)
+    assert found.refused is None and found.part is None and safe_name(name) == name
 
 
 @pytest.mark.parametrize(
@@ -327,6 +415,10 @@ def test_shards_are_grouped_in_order_and_companions_apart() -> None:
         (["M-Q4_0-1-of-2.gguf", "M-Q4_0-2-of-2.gguf"], "is not named as llama.cpp expects"),
         (["M-Q4_0-00001-of-00002.gguf", "m-q4_0-00001-of-00002.gguf", "M-Q4_0-00002-of-00002.gguf"], "listed twice"),
         (["M-Q4_0-000001-of-999999.gguf"], "missing"),
+        (["M.Q4_0.00001-of-00002.gguf", "M.Q4_0.00002-of-00002.gguf"], "is not named as llama.cpp expects"),
+        (["M-Q4_0-1-of-00002.gguf", "M-Q4_0-2-of-00002.gguf"], "is not named as llama.cpp expects"),
+        (["M-Q4_0_00001_of_00002.gguf", "M-Q4_0_00002_of_00002.gguf"], "is not named as llama.cpp expects"),
+        (["M-Q4_0-00001-of-00001.GGUF"], "is not named as llama.cpp expects"),
         (["M.Q4_0.gguf.part1of2", "M.Q4_0.gguf.part2of2"], "concatenated"),
         (["M-Q4_0_4_4.gguf"], "Arm"),
         (["M-Q4_0.gguf", "M.q4_0.gguf"], "not clear which is meant"),
