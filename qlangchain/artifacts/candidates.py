@@ -191,6 +191,9 @@ def _relation(wanted: str, base: Listing | None, listing: Listing, curated: Sequ
     if others:
         if alike and publisher is not Publisher.OTHER and any(same_model(one, wanted) for one in others):
             return _Relation(2, f"It is made from {others[0]}, which has the same name.")
+        if alike and publisher is Publisher.AUTHOR and base and set(others) <= {repo for repo, _ in base.base_models}:
+            # Authors copy the card of the model, with what that was made from.
+            return _Relation(1, f"It is named after the model, and made from {others[0]} as the model is.")
         return f"It is made from {others[0]}, not from {wanted}."
     if alike and publisher is not Publisher.OTHER:
         return _Relation(1, "It is named after the model; no tag says what it was made from.")

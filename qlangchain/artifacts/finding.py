@@ -1,7 +1,8 @@
 """What the hub has for a model: the repository that was asked for, and its quantizations that deserve trust.
 
-A repository that holds quantized weights is taken at its word: who asks for it by name wants these. One of full
-precision is only the beginning, and whoever has quantized it is asked for, ranked and, where need be, checked.
+A repository that is somebody's quantization is taken at its word: who asks for it by name wants these weights. The
+model itself is only the beginning, also where its own weights are quantized (gpt-oss in MXFP4, Ministral 3 in FP8), and
+whoever has quantized it is asked for, ranked and, where need be, checked.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def find(
     base = hub.listing(id.repo, id.revision)
     own = rank(id.repo, base, [base], curated=curated)
     listings = [base]
-    if all(one.variant.scheme is Method.NONE for one in own.candidates):
+    if not _is_a_quantization(base, own.candidates):
         tags = [TAGS[method] for method in methods if method in TAGS]
         listings += hub.search(base.repo, tags) if tags else []
         if tags and not _has_trusted(rank(base.repo, base, listings, curated=curated).candidates):
@@ -73,6 +74,15 @@ def find(
             hint="Pass the id of a repository with GGUF files or safetensors, or a local path.",
         )
     return HubModel(id, base, ranking.candidates, ranking.refused)
+
+
+def _is_a_quantization(base: Listing, own: Sequence[Candidate]) -> bool:
+    """Whether a repository is a quantization of a model, and not the model."""
+    schemes = {one.variant.scheme for one in own} - {Method.NONE}
+    if not schemes:
+        return False
+    named = not likely_repositories(base.repo)  # its name says it
+    return named or Method.GGUF in schemes or any(relation == "quantized" for _, relation in base.base_models)
 
 
 def _has_trusted(candidates: Sequence[Candidate]) -> bool:

@@ -73,9 +73,12 @@ def extra_words(repository: str, wanted: str, *, also: Iterable[str] = ()) -> tu
 def _compare(repository: str, wanted: str, also: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The words that the repository's name adds to the wanted model's, and those that it lacks."""
     owner, _, name = wanted.rpartition("/")
-    # Organizations put their own name before the model's, or leave it out: Meta-Llama-3.1, microsoft_Phi-4.
-    before = set(model_words(owner))
-    theirs, ours = list(model_words(repository.rpartition("/")[2])), model_words(name)
+    # Organizations put their own name before the model's, or leave it out: Meta-Llama-3.1, microsoft_Phi-4; others
+    # put it there with a dot: google.gemma-3.
+    before, other = set(model_words(owner)), repository.rpartition("/")[2]
+    if owner and other.casefold().startswith(f"{owner.casefold()}."):
+        other = other[len(owner) + 1 :]
+    theirs, ours = list(model_words(other)), model_words(name)
     if _spellings(theirs, before) & _spellings(ours, before):  # llama3-8b and Meta-Llama-3-8B
         return (), ()
     lacking = [word for word in ours if word not in theirs and word not in before]

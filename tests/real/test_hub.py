@@ -76,6 +76,23 @@ def test_a_plan_names_what_would_be_fetched_and_fetches_nothing(hub: StandIn) ->
     assert hub.sent("storage") < chosen.estimate.fetch // 4  # headers and small files at most
 
 
+@pytest.mark.parametrize("name", ["native", "native-FP8"])
+def test_a_model_whose_own_weights_are_quantized_is_looked_for_in_other_formats(
+    hub: StandIn, ggufs: dict[str, Path], name: str
+) -> None:
+    """As gpt-oss comes in MXFP4 and Ministral 3 in FP8; who asks for somebody's FP8 of a model wants that one."""
+    native = config() | {"quantization_config": {"quant_method": "fp8", "activation_scheme": "dynamic"}}
+    hub.add(f"maker/{name}", base_files() | {"config.json": json.dumps(native)}, licence="apache-2.0", config=native)
+    tags = [f"base_model:maker/{name}", f"base_model:quantized:maker/{name}", "gguf"]
+    hub.add(f"bartowski/{name}-GGUF", {f"{name}-Q8_0.gguf": ggufs["Q8_0"]}, licence="apache-2.0", tags=tags)
+    if name == "native":
+        chosen = plan("maker/native", hardware="cpu", runtime="llamacpp")
+        assert (chosen.method, chosen.format, chosen.origin) == (Method.GGUF, "Q8_0", Origin.DOWNLOADED)
+    else:
+        with pytest.raises(NoWeightsError):
+            plan("maker/native-FP8", hardware="cpu", runtime="llamacpp")
+
+
 def test_the_right_file_ends_on_the_disk(hub: StandIn, ggufs: dict[str, Path]) -> None:
     artifact = pull(BASE, format="Q4_0")
     assert artifact.path.read_bytes() == ggufs["Q4_0"].read_bytes()

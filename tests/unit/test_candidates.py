@@ -192,6 +192,16 @@ def test_names_stand_in_for_a_missing_tag_only_for_the_author_and_the_curated() 
     assert [one.needs_header_check for one in ranking.candidates] == [True, True, False, False, True]
 
 
+def test_an_author_s_card_may_name_what_the_model_itself_was_made_from() -> None:
+    made_from = (("Qwen/Qwen2.5-7B", "quantized"),)
+    own = quant("Qwen/Qwen2.5-7B-Instruct-GGUF", "Q4_K_M", base_models=made_from)
+    copied = quant("bartowski/Qwen2.5-7B-Instruct-GGUF", "Q4_K_M", base_models=made_from)
+    ranking = rank(WANTED, base(base_models=(("Qwen/Qwen2.5-7B", "finetune"),)), [own, copied])
+    assert repositories(ranking) == [own.repo], "only the author's"
+    assert ranking.candidates[0].needs_header_check
+    assert rank(WANTED, base(), [own]).candidates == (), "and only where the model says so too"
+
+
 def test_other_models_of_the_same_repository_are_left_alone() -> None:
     listing = quant(AUTHOR.repo, "Q4_K_M", files=("qwen2.5-0.5b-instruct-q4_k_m.gguf", "model-q8_0.gguf"))
     ranking = rank(WANTED, base(), [listing])
@@ -410,6 +420,7 @@ def test_one_changed_letter_is_always_seen(name: str, data: st.DataObject) -> No
     [
         ("bartowski/microsoft_Phi-4-mini-instruct-GGUF", "microsoft/Phi-4-mini-instruct", True),
         ("hugging-quants/Meta-Llama-3.1-8B-Instruct-AWQ-INT4", "meta-llama/Llama-3.1-8B-Instruct", True),
+        ("DevQuasar/HuggingFaceTB.SmolLM2-135M-Instruct-GGUF", "HuggingFaceTB/SmolLM2-135M-Instruct", True),
         ("x/Llama-3-8B-Instruct-GGUF", "meta-llama/Meta-Llama-3-8B-Instruct", True),
         ("x/llama3-8b-instruct-gguf", "meta-llama/Meta-Llama-3-8B-Instruct", True),
         ("TheBloke/Llama-2-7B-Chat-GGUF", "meta-llama/Llama-2-7b-chat-hf", True),
