@@ -5,10 +5,19 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from typing import Final
+from urllib.parse import unquote
 
+from qlangchain.artifacts.names import parse as read_name
 from qlangchain.errors import InvalidInputError
 
-_HOSTS: Final = ("https://huggingface.co/", "http://huggingface.co/", "huggingface.co/", "https://hf.co/", "hf.co/")
+_HOSTS: Final = (
+    "https://huggingface.co/",
+    "http://huggingface.co/",
+    "huggingface.co/",
+    "https://hf.co/",
+    "hf.co/",
+    "hf://",
+)
 # The hub's own rule for each half: at most 96 characters, no "--" and no "..", no "-" or "." at either end.
 _PART: Final = r"(?!.*(?:--|\.\.))[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?"
 _ID: Final = re.compile(rf"(?P<owner>{_PART})/(?P<name>{_PART})", re.ASCII)
@@ -43,9 +52,8 @@ def parse(text: str) -> ModelId | None:
     text = text.strip()
     if len(text) > _MAX:
         return None
-    host = next((host for host in _HOSTS if text.lower().startswith(host)), None)
-    if host is not None:
-        return _page(text[len(host) :])
+    if is_address(text):
+        return _page(text[max(len(host) for host in _HOSTS if text.lower().startswith(host)) :])
     rest, at, revision = text.partition("@")
     repo, colon, format = rest.partition(":")
     if not _ID.fullmatch(repo):
@@ -60,8 +68,13 @@ def parse(text: str) -> ModelId | None:
     return found
 
 
+def is_address(text: str) -> bool:
+    """Whether it is the address of a page or a file of the hub."""
+    return text.strip().lower().startswith(_HOSTS)
+
+
 def _page(path: str) -> ModelId | None:
-    """Return what an address of the hub's web pages names: its model, and the branch of .../tree/BRANCH."""
+    """Return what an address of the hub's pages names: its model, the branch of .../tree/BRANCH, a file's format."""
     parts = path.partition("?")[0].partition("#")[0].strip("/").split("/")
     if len(parts) >= 2 and parts[0] in ("datasets", "spaces"):
         raise InvalidInputError(f"{path!r} is no model but one of the hub's {parts[0]}.", hint="Pass a model's id.")
@@ -69,7 +82,10 @@ def _page(path: str) -> ModelId | None:
     if plain is None:
         return None
     if len(parts) >= 4 and parts[2] in ("tree", "blob", "resolve", "commit"):
-        return replace(plain, revision=_revision(parts[3], path))
+        plain = replace(plain, revision=_revision(unquote(parts[3]), path))
+    if len(parts) >= 5 and parts[2] in ("blob", "resolve"):
+        label = read_name("/".join(map(unquote, parts[4:]))).label
+        return plain if label == "unknown" else replace(plain, format=label.upper())
     return plain
 
 

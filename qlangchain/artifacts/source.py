@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from qlangchain.artifacts.finding import HubModel
 from qlangchain.artifacts.headers import GgufArray, GgufHeader, check_servable, read_gguf_header
+from qlangchain.artifacts.model_id import is_address
 from qlangchain.artifacts.quantization import Quantization, read_quantization
 from qlangchain.errors import (
     CorruptFileError,
@@ -113,6 +114,8 @@ def _not_found(model: str) -> ModelNotFoundError:
 
 def is_path(model: str) -> bool:
     """Whether a word looks like a path of this machine, so that nobody else is to be asked for it."""
+    if is_address(model):
+        return False
     return Path(model).is_absolute() or model.startswith((".", "~")) or model.endswith((".gguf", *_PICKLES, "/"))
 
 

@@ -13,12 +13,13 @@ from typing import Final
 from qlangchain import hardware as here
 from qlangchain import settings
 from qlangchain.artifacts import records
+from qlangchain.artifacts.names import parse_format
 from qlangchain.artifacts.source import DEMO, DEMO_DIRECTORY, Source
 from qlangchain.errors import InvalidInputError, NoWeightsError
 from qlangchain.pipeline.engines import engine_facts, engines
 from qlangchain.pipeline.offering import offers
 from qlangchain.pipeline.requirements import is_offline, requirements
-from qlangchain.pipeline.sources import id_of, source_of
+from qlangchain.pipeline.sources import id_of, narrowed, source_of
 from qlangchain.runtimes.vllm_command import check_servable
 from qlangchain.selection.plan import Plan
 from qlangchain.selection.planner import plans
@@ -107,22 +108,26 @@ def located(
             raise InvalidInputError(
                 f"{model} names one format, and format={wanted.format!r} another.", hint="Leave out one of them."
             )
-        wanted = replace(wanted, format=_plain(id.format))
+        wanted = replace(wanted, format=id.format)
+    asked = wanted.format if id is not None else None
+    mix = parse_format(asked or "")
+    if mix is not None:
+        wanted = replace(wanted, format=mix[1])
+        if id is not None and mix[0]:  # a publisher's own mix, such as UD-Q4_K_XL, which nobody can make here
+            model, wanted = str(replace(id, format=asked)), replace(wanted, allow_produce=False)
     methods = served(wanted, on)
-    source = source_of(model, offline=offline, methods=methods, refresh=refresh)
+
+    def find(refresh: bool) -> Source:
+        found = source_of(model, offline=offline, methods=methods, refresh=refresh)
+        return narrowed(found, asked) if asked else found
+
+    source = find(refresh)
     if id is not None and source.hub is None and not offline and wanted.allow_download:
         try:
             choose(source, wanted, on)
         except (InvalidInputError, NoWeightsError):
-            source = source_of(model, offline=offline, methods=methods, refresh=True)
+            source = find(refresh=True)
     return source, wanted
-
-
-def _plain(format: str) -> str:
-    from qlangchain.artifacts.names import parse_format
-
-    found = parse_format(format)
-    return found[1] if found else format
 
 
 def served(wanted: Requirements, on: Hardware | None = None) -> tuple[Method, ...]:

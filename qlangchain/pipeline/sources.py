@@ -6,9 +6,10 @@ The hub is asked only where nothing on this machine will do, or where the user a
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from qlangchain import catalog, settings
 from qlangchain.artifacts import finding
@@ -17,14 +18,17 @@ from qlangchain.artifacts.finding import HubModel
 from qlangchain.artifacts.headers import GgufHeader
 from qlangchain.artifacts.hub import Hub
 from qlangchain.artifacts.model_id import ModelId, parse
+from qlangchain.artifacts.names import parse_format
 from qlangchain.artifacts.publishers import curated_publishers
 from qlangchain.artifacts.remote_header import read_remote_header
 from qlangchain.artifacts.source import Source, gguf_facts
 from qlangchain.artifacts.store import Store, Stored
-from qlangchain.errors import ModelNotFoundError, NoWeightsError, OfflineError, QlangchainError
+from qlangchain.errors import InvalidInputError, ModelNotFoundError, NoWeightsError, OfflineError, QlangchainError
 from qlangchain.selection.architecture import from_config
 from qlangchain.selection.facts import ModelFacts
 from qlangchain.types import Method
+
+T = TypeVar("T")
 
 
 def id_of(model: str | os.PathLike[str]) -> ModelId | None:
@@ -111,19 +115,53 @@ def _facts(found: HubModel, hub: Hub) -> ModelFacts:
 def in_store(id: ModelId) -> list[Stored]:
     """Return what the store has for a hub id: the repository's own artifacts, and what was fetched in its name."""
     store = Store(settings.read().store)
+    # What these very words led to: the repository may have been renamed, or be spelled otherwise, on the hub.
+    led = store.resolve(id.repo, revision=id.revision, format=id.format)
     wanted = [
         manifest
         for manifest in store.manifests()
-        if id.repo in (manifest.repo, manifest.header.get("base"))
-        and (id.revision is None or id.revision in (manifest.revision, manifest.commit))
-        and (id.format is None or _is_format(id.format, str(manifest.format), str(manifest.header.get("label"))))
+        if (led is not None and manifest.id == led.id)
+        or (
+            id.repo.casefold() in (str(manifest.repo).casefold(), str(manifest.header.get("base")).casefold())
+            and (id.revision is None or id.revision in (manifest.revision, manifest.commit))
+        )
     ]
+    if id.format is not None:
+        wanted = of_label(id.format, wanted, lambda one: (str(one.repo), str(one.format), str(one.header.get("label"))))
     wanted.sort(key=lambda manifest: (manifest.created, manifest.id), reverse=True)
     return [stored for manifest in wanted if (stored := store.get(manifest.id)) is not None]
 
 
-def _is_format(asked: str, *names: str) -> bool:
-    return asked.upper() in (name.upper() for name in names)
+def of_label(asked: str, items: Iterable[T], key: Callable[[T], tuple[str, str, str]]) -> list[T]:
+    """Leave those of the very format that was asked for; `key` gives the repository, the format and the label of one.
+
+    Who asks for UD-Q4_K_XL or i1-Q4_K_M wants that mix. Who asks for Q4_K_XL takes such a mix only from a repository
+    that has nothing plainer.
+    """
+    label = "-".join(filter(None, parse_format(asked) or (asked,))).casefold()
+    fitting = [one for one in items if label in map(str.casefold, key(one)[1:])]
+    exact = {key(one)[0] for one in fitting if key(one)[2].casefold() == label}
+    return [one for one in fitting if key(one)[0] not in exact or key(one)[2].casefold() == label]
+
+
+def narrowed(source: Source, asked: str) -> Source:
+    """Leave out what the hub has in the format that was asked for, but of another mix; see `of_label`.
+
+    Raises:
+        InvalidInputError: the mix itself was asked for, and nobody has it.
+
+    """
+    found = parse_format(asked)
+    if source.hub is None or found is None:
+        return source
+    attribute, plain = found
+    every = source.hub.candidates
+    fitting = of_label(asked, every, lambda one: (one.listing.repo, one.variant.format, one.variant.label))
+    if attribute and not fitting:
+        labels = ", ".join(sorted({one.variant.label for one in every}))
+        raise InvalidInputError(f"{asked} of {source.hub.id.repo} is not on offer.", hint=f"There are: {labels}.")
+    left = tuple(one for one in every if one in fitting or one.variant.format != plain)
+    return replace(source, hub=replace(source.hub, candidates=left))
 
 
 def _from_store(id: ModelId, stored: Sequence[Stored]) -> Source:

@@ -131,6 +131,39 @@ def test_a_repository_asked_for_by_name_is_taken_from_there(hub: StandIn) -> Non
     assert not any("filter=base_model" in str(seen.path) for seen in hub.requests)
 
 
+def test_a_publisher_s_mix_is_another_file_than_the_plain_format(hub: StandIn, ggufs: dict[str, Path]) -> None:
+    tags = [f"base_model:{BASE}", f"base_model:quantized:{BASE}", "gguf"]
+    both = {"tiny-chat-Q4_0.gguf": ggufs["Q4_0"], "tiny-chat-UD-Q4_0.gguf": ggufs["Q4_0"].read_bytes()[:-1] + b"!"}
+    hub.add("unsloth/tiny-chat-GGUF", both, licence="apache-2.0", tags=tags)
+    for asked, options in (
+        ("unsloth/tiny-chat-GGUF:UD-Q4_0", {}),
+        ("unsloth/tiny-chat-GGUF", {"format": "ud-q4_0"}),
+        (f"{BASE}:UD-Q4_0", {}),
+        ("https://huggingface.co/unsloth/tiny-chat-GGUF/blob/main/tiny-chat-UD-Q4_0.gguf", {}),
+    ):
+        assert pull(asked, **options).path.name == "tiny-chat-UD-Q4_0.gguf"  # type: ignore[arg-type]
+    assert pull("unsloth/tiny-chat-GGUF:Q4_0").path.name == "tiny-chat-Q4_0.gguf"
+    hub.requests.clear()
+    for label in ("Q4_0", "UD-Q4_0"):
+        for asked, format in ((f"unsloth/tiny-chat-GGUF:{label}", None), ("unsloth/tiny-chat-GGUF", label)):
+            found = pipeline.prepare(asked, pipeline.requirements(hardware="cpu", format=format)).artifact
+            assert found.path.name == f"tiny-chat-{label}.gguf"
+    assert hub.requests == []
+    for asked in (f"{CURATED}:UD-Q4_0", f"{BASE}:i1-Q4_0"):  # the plain one is not passed off for it, nor made
+        with pytest.raises(InvalidInputError, match="not on offer"):
+            pull(asked)
+
+
+def test_the_same_words_need_no_network_after_a_change_of_name(hub: StandIn) -> None:
+    hub.rename(CURATED, "bartowski/renamed-GGUF")
+    with pytest.warns(QlangchainWarning, match="now called"):
+        first = pull(f"{CURATED}:Q4_0")
+    hub.requests.clear()
+    for words in (CURATED, "bartowski/renamed-GGUF", "Bartowski/Renamed-gguf"):
+        assert pull(f"{words}:q4_0", offline=True).path == first.path
+    assert hub.requests == []
+
+
 def test_what_nobody_has_published_is_made_from_the_base(hub: StandIn) -> None:
     artifact = pull(BASE, format="Q4_1")
     assert (artifact.origin, artifact.format) == (Origin.PRODUCED, "Q4_1")
