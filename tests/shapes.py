@@ -1,4 +1,4 @@
-"""The shapes of models that the tests of selection share: `config.json` of 40 models, as far as size depends on it.
+"""The shapes of models that the tests of selection share: `config.json` of 43 models, as far as size depends on it.
 
 After the published files; where one is not certain, the shape is at least one of its kind, and llama.cpp was asked
 about the very same.

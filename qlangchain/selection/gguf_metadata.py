@@ -77,6 +77,8 @@ def _layer(given: Fields, family: Family, count: int, ahead: int, index: int) ->
         layer = replace(layer, own_cache=True)
     elif _is_recurrent(given, family, count, index, layer):
         layer = replace(layer, attention=Attention.RECURRENT, state=_state(given))
+    elif _is_both(given, families().get(family.name), count):
+        layer = replace(layer, state=_state(given))
     elif not heads or not kv_heads:
         layer = replace(layer, attention=Attention.NONE)
     elif _is_sliding(given, family, count, index):
@@ -105,7 +107,16 @@ def _is_recurrent(given: Fields, family: Family, count: int, index: int, layer: 
     if family.recurrent_every:
         every = given.whole("full_attention_interval", default=family.recurrent_every, least=1)
         return (index + 1) % every != 0
-    return not layer.kv_heads and (not layer.feed_forward or family.traits.exact)
+    # Networks of their own stand between the layers that remember where those have none (Nemotron-H).
+    widths = given.each(count, "feed_forward_length", default=0)
+    return not layer.kv_heads and (not layer.feed_forward or all(widths) or family.traits.exact)
+
+
+def _is_both(given: Fields, known: Family | None, count: int) -> bool:
+    """Whether each layer both attends and keeps a state (Falcon-H1): there are states, and no layer without heads."""
+    if known is not None or given.raw("ssm.state_size") is None:
+        return False
+    return all(given.each(count, "attention.head_count_kv", default=given.whole("attention.head_count", default=0)))
 
 
 def _is_sliding(given: Fields, family: Family, count: int, index: int) -> bool:

@@ -60,7 +60,7 @@ class Load:
     @property
     def tokens(self) -> int:
         """The tokens that are computed at once at most."""
-        return min(self.ubatch, padded(self.context * self.slots))
+        return min(self.ubatch, self.context * self.slots)
 
     @property
     def cells(self) -> int:
@@ -99,18 +99,20 @@ def layer_kv_bytes(layer: Layer, load: Load) -> int:
     """What one layer keeps for all slots, in bytes.
 
     MLA keeps one compressed vector with its positional part for all heads, and no value. A recurrent layer keeps one
-    state in f32 per slot. A layer that reads an earlier one's cache, and a head that predicts, keep nothing.
+    state in f32 per slot; some layers keep one beside their keys and values. A layer that reads an earlier one's
+    cache, and a head that predicts, keep nothing.
     """
-    if layer.attention is Attention.RECURRENT:
-        return layer.state.bytes_per_sequence * load.slots if layer.state and not layer.prediction else 0
-    if not layer.caches:
+    if layer.prediction:
         return 0
+    state = layer.state.bytes_per_sequence * load.slots if layer.state else 0
+    if not layer.caches:
+        return state
     if layer.attention is Attention.LATENT:
-        return row_bytes(load.kv_key.upper(), layer.latent + layer.rope) * load.cells * load.streams
+        return state + row_bytes(load.kv_key.upper(), layer.latent + layer.rope) * load.cells * load.streams
     cells = load.window_cells(layer.window) if layer.attention is Attention.SLIDING else load.cells
     row = row_bytes(load.kv_key.upper(), layer.kv_heads * layer.key_width)
     row += row_bytes(load.kv_value.upper(), layer.kv_heads * layer.value_width)
-    return row * cells * load.streams
+    return state + row * cells * load.streams
 
 
 def bytes_per_token(model: Architecture, kv_key: str = "F16", kv_value: str = "F16") -> int:

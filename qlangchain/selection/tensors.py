@@ -61,7 +61,8 @@ def _is_sensitive(kind: str) -> bool:
 def tensors(model: Architecture) -> tuple[Tensor, ...]:
     """All tensors of the model in the order in which llama.cpp quantizes them: by layer."""
     hidden = model.hidden
-    found = [Tensor("token_embd.weight", (hidden, model.vocabulary)), Tensor("output_norm.weight", (hidden,))]
+    norm = "token_embd_norm" if model.name == "lfm2" else "output_norm"  # LFM2's last norm has the first one's name
+    found = [Tensor("token_embd.weight", (hidden, model.vocabulary)), Tensor(f"{norm}.weight", (hidden,))]
     if not model.tied:
         found.append(Tensor("output.weight", (hidden, model.vocabulary)))
     if wide := model.per_layer_width:

@@ -19,7 +19,9 @@ from qlangchain.selection import architecture
 from qlangchain.selection.architecture import Attention, from_config, from_gguf
 from qlangchain.selection.families import by_model_type, families
 from qlangchain.selection.kv_cache import Load, kv_bytes
+from qlangchain.selection.memory import need, split
 from qlangchain.selection.tensors import tensors
+from qlangchain.selection.weights import predicted
 
 LLAMA = CONFIGS["llama-3.1-8b"]
 
@@ -107,6 +109,42 @@ def test_an_unknown_family_is_taken_for_an_ordinary_one_and_says_so() -> None:
     read = from_gguf(metadata | {"general.architecture": "newcomer"})
     assert "newcomer" in read.assumed
     assert kv_bytes(read, Load(context=8192)) == 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "kv_heads", "given", "slots", "mib"),
+    [
+        # Jamba: two of 28 layers attend. Falcon-H1: every layer does both.
+        ("jamba", 28, [int(index in (7, 21)) for index in range(28)], (4, 5120, 16, 0, 160), 8, 16 + 77),
+        ("falcon-h1", 44, 2, (4, 3072, 256, 1, 24), 1, 88 + 134),
+        ("mamba2", 64, 0, (4, 5120, 128, 1, 80), 8, 1312),
+    ],
+)
+def test_states_of_an_unknown_family_are_counted(
+    name: str, count: int, kv_heads: int | list[int], given: tuple[int, ...], slots: int, mib: int
+) -> None:
+    """The cache and the states of 2,048 tokens to a request, in f16, as xllamacpp 2026.10 reports them."""
+    heads = 0 if kv_heads == 0 else 12
+    metadata = {
+        "block_count": count, "embedding_length": 12 * 128, "attention.head_count": heads, "vocab_size": 1000,
+        "attention.head_count_kv": kv_heads, "feed_forward_length": 4096 if heads else 0, "context_length": 4096,
+        "attention.key_length": 128, "attention.value_length": 128,
+    }  # fmt: skip
+    names = ("conv_kernel", "inner_size", "state_size", "group_count", "time_step_rank")
+    metadata |= {f"ssm.{key}": value for key, value in zip(names, given, strict=True)}
+    model = from_gguf({"general.architecture": name} | {f"{name}.{key}": value for key, value in metadata.items()})
+    assert name in model.assumed
+    assert kv_bytes(model, Load(context=2048, slots=slots)) / (1 << 20) == pytest.approx(mib, abs=1)
+
+
+def test_an_unknown_family_has_a_larger_margin() -> None:
+    known = from_config(LLAMA)
+    guessed = replace(known, assumed="the architecture 'newcomer' is not known")
+    weights = predicted(known, "Q4_K_M")
+    load = Load(context=8192)
+    assert need(guessed, weights, load).margin > 2 * need(known, weights, load).margin
+    cpu = [split(model, weights, load, 4 << 30).cpu.margin for model in (known, guessed)]
+    assert cpu[1] > 2 * cpu[0]
 
 
 def test_an_unknown_family_with_layer_types_keeps_its_windows() -> None:

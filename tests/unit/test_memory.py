@@ -66,6 +66,34 @@ def test_the_cache_of_well_known_models(name: str, context: int, mib: int) -> No
     assert kv_bytes(shape(name), Load(context=context)) == mib * MIB
 
 
+@pytest.mark.parametrize(
+    ("name", "slots", "ubatch", "mib"),
+    [
+        ("qwen3.5-9b", 1, 512, 128), ("qwen3.5-9b", 64, 512, 342), ("qwen3-next-80b-a3b", 16, 256, 96),
+        ("qwen3-next-80b-a3b", 64, 512, 329), ("granite-4.0-h-small", 16, 512, 257),
+        ("granite-4.0-h-small", 64, 512, 643), ("lfm2-1.2b", 64, 512, 69), ("lfm2-1.2b", 3, 2048, 206),
+    ],
+)  # fmt: skip
+def test_the_states_of_many_requests_are_held_twice_while_they_are_computed(
+    name: str, slots: int, ubatch: int, mib: int
+) -> None:
+    """The graph's buffer as xllamacpp 2026.10 reports it (`no_alloc`) for 512 tokens of context to a request."""
+    load = Load(context=512, slots=slots, ubatch=ubatch)
+    assert compute_bytes(shape(name), load) / MIB == pytest.approx(mib, rel=0.05, abs=45)
+
+
+@pytest.mark.parametrize(
+    ("name", "context", "slots", "ubatch", "mib"),
+    [("llama-3.1-8b", 300, 1, 512, 73), ("llama-3.1-8b", 777, 1, 1024, 190), ("gemma-3-4b", 300, 1, 512, 50)],
+)
+def test_no_more_tokens_are_computed_at_once_than_a_context_has(
+    name: str, context: int, slots: int, ubatch: int, mib: int
+) -> None:
+    """As xllamacpp 2026.10 reports it: the cache is padded to 256 tokens, the batch is not."""
+    load = Load(context=context, slots=slots, ubatch=ubatch)
+    assert compute_bytes(shape(name), load) / MIB == pytest.approx(mib, rel=0.08)
+
+
 def test_a_quantized_cache_is_smaller_by_its_blocks() -> None:
     model = shape("llama-3.1-8b")
     sizes = {kind: kv_bytes(model, Load(context=8192, kv_key=kind, kv_value=kind)) / GIB for kind in KV_TYPES}
