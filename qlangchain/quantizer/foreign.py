@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from qlangchain.artifacts.locks import hold
 from qlangchain.artifacts.quantization import read_quantization
 from qlangchain.artifacts.source import read_config
-from qlangchain.errors import InvalidInputError, ProductionError, QlangchainWarning
+from qlangchain.errors import InvalidInputError, ProductionError, QlangchainWarning, StoreLockedError
 from qlangchain.quantizer.weights import Weights
 from qlangchain.toolchains import environments, pins, worker
 from qlangchain.toolchains.worker import Progress
@@ -66,7 +67,7 @@ def make(
     what it made does not pass the check, and `CancelledError`.
     """
     environment = environments.require(tool)
-    source = str(weights.directory)
+    source = str(weights.directory.absolute())
     arguments: dict[str, Any] = {"source": source}
     if tool == "autoawq":
         from qlangchain.produce import calibration
@@ -74,10 +75,7 @@ def make(
         chosen = calibration.default_texts() if texts is None else list(texts)
         arguments |= {"texts": chosen, "samples": samples or _SAMPLES, "length": sequence_length or _LENGTH}
     else:
-        arguments["samples"] = worker.run(
-            "qlangchain.produce.jobs:cut",
-            {"source": source, "texts": texts, "samples": samples, "sequence_length": sequence_length},
-        )
+        arguments["samples"] = _cut(source, texts, samples, sequence_length)
     if tool == "llm-compressor":
         arguments["scheme"] = method.upper()
     else:
@@ -86,26 +84,44 @@ def make(
         arguments["method"] = method
     if tool in ("gptqmodel", "auto-gptq"):
         arguments |= {"bits": bits, "desc_act": desc_act}
+    target = target.absolute()
     room = target.with_name(f".{target.name}.{tool}")
-    shutil.rmtree(room, ignore_errors=True)  # these tools cannot go on where they were
+    made, scratch = room / "made", room / "scratch"
     try:
-        room.mkdir(parents=True)
-        arguments["target"] = str(room)
-        worker.run(
-            TOOLS[tool][1], arguments,
-            python=environment.python, progress=progress, cancel=cancel, memory_limit=memory_limit,
-        )  # fmt: skip
-        found = _checked(room, method, weights, progress, cancel)
-        for path in room.rglob("*"):
-            if path.is_file():
-                with path.open("rb+") as file:
-                    os.fsync(file.fileno())
-        os.replace(room, target)
+        with hold(room, "work", what=f"making {target.name}", timeout=1.0):
+            for place in (made, scratch):  # these tools cannot go on where they were
+                shutil.rmtree(place, ignore_errors=True)
+                place.mkdir()
+            arguments["target"] = str(made)
+            worker.run(
+                TOOLS[tool][1], arguments,
+                python=environment.python, progress=progress, cancel=cancel, memory_limit=memory_limit,
+                directory=scratch,  # they leave logs and swap files where they are started
+            )  # fmt: skip
+            found = _checked(made, method, weights, progress, cancel)
+            for path in made.rglob("*"):
+                if path.is_file():
+                    with path.open("rb+") as file:
+                        os.fsync(file.fileno())
+            os.replace(made, target)
     except OSError as error:
         raise ProductionError(f"{target} could not be made: {error}.", hint="Nothing was published.") from error
-    finally:
+    except StoreLockedError:
+        raise  # the place is another's
+    except BaseException:
         shutil.rmtree(room, ignore_errors=True)
+        raise
+    shutil.rmtree(room, ignore_errors=True)
     return {**found, "tool": tool}
+
+
+def _cut(source: str, texts: Sequence[str] | None, samples: int | None, sequence_length: int | None) -> list[list[int]]:
+    """The samples that our own producers would calibrate on."""
+    found: list[list[int]] = worker.run(
+        "qlangchain.produce.jobs:cut",
+        {"source": source, "texts": texts, "samples": samples, "sequence_length": sequence_length},
+    )
+    return found
 
 
 def _checked(

@@ -55,10 +55,12 @@ def run(
     cancel: threading.Event | None = None,
     memory_limit: int | None = None,
     environment: Mapping[str, str] | None = None,
+    directory: Path | None = None,
 ) -> Any:
     """Do `job` ("package.module:function") in a child process and return its result, which is JSON.
 
-    `memory_limit` is in bytes of resident memory, of the child and its own children. Raises what the job raised, or
+    `memory_limit` is in bytes of resident memory, of the child and its own children. `directory` is where the child
+    works; None is this process's own. Raises what the job raised, or
 
     Raises:
         ProductionError: the child died, or took more memory than it may; the end of its log is in the message.
@@ -72,6 +74,7 @@ def run(
         stderr=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C interrupts the caller, who then ends the child
         env={**os.environ, **(environment or {})},
+        cwd=directory,
     )
     log: collections.deque[str] = collections.deque(maxlen=200)
     events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
@@ -94,16 +97,19 @@ def _follow(
 ) -> Any:
     pace = _Pace()
     deadline: float | None = None
+    looked = 0.0
     while True:
         try:
             event = events.get(timeout=_LOOK)
         except queue.Empty:
-            if memory_limit is not None and (taken := _resident(process.pid)) > memory_limit:
+            event = {}
+        if memory_limit is not None and time.monotonic() - looked >= _LOOK:  # also while it tells of its progress
+            looked = time.monotonic()
+            if (taken := _resident(process.pid)) > memory_limit:
                 raise ProductionError(
                     f"The work took {taken >> 20} MiB of memory, more than the {memory_limit >> 20} MiB that it may.",
                     hint="Allow more, or choose fewer or shorter calibration texts.",
-                ) from None
-            event = {}
+                )
         if cancel is not None and cancel.is_set():
             if deadline is None:
                 deadline = time.monotonic() + _GRACE

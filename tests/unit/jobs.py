@@ -53,6 +53,20 @@ def hang(note: str) -> None:
     time.sleep(300)
 
 
+def litter(source: str, target: str, **settings: Any) -> None:
+    """Like other people's quantizers: writes logs wherever it was started, and a directory that is no model."""
+    Path("logs").mkdir()
+    Path("logs/run.log").write_text(source)
+    Path(target, "config.json").write_text("{}")
+
+
+def count_without_end(progress: Any) -> None:
+    eaten = bytearray(400 << 20)
+    for done in range(1200):
+        progress("counting", done, len(eaten))
+        time.sleep(0.05)
+
+
 def eat(mebibytes: int) -> int:
     eaten = [b"x" * (1 << 20) for _ in range(mebibytes)]
     time.sleep(60)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from qlangchain.errors import (
     ModelNotFoundError,
     OfflineError,
     ProductionError,
+    QlangchainError,
     QlangchainWarning,
     UnsupportedModelError,
 )
@@ -120,6 +122,22 @@ def test_tools_that_nobody_maintains_are_announced(make: Make, tmp_path: Path) -
     with pytest.raises(MissingDependencyError, match="llm-compressor"):
         quantize(make(), "int8", tmp_path / "out", scheme="w8a8")
     assert set(foreign.TOOLS) == {"gptqmodel", "autoawq", "auto-gptq", "llm-compressor"}
+
+
+def test_what_others_tools_leave_behind_is_not_left_where_the_user_works(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("QLANGCHAIN_GPTQMODEL_PYTHON", sys.executable)
+    monkeypatch.setitem(foreign.TOOLS, "gptqmodel", (("gptq",), "jobs:litter"))
+    monkeypatch.setattr(foreign, "_cut", lambda *_: [[1, 2, 3]])
+    make()
+    with pytest.raises(QlangchainError, match=r"config\.json"):
+        quantize(os.path.relpath(make()), "gptq", "out", tool="gptqmodel")
+    assert names(here) == ["out"] and names(here / "out") == []
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")

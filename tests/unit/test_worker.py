@@ -93,6 +93,11 @@ def test_too_much_memory_is_an_error_and_not_the_end_of_the_machine() -> None:
         run("eat", {"mebibytes": 400}, memory_limit=200 << 20)
 
 
+def test_memory_is_looked_at_while_progress_is_told_without_a_pause() -> None:
+    with pytest.raises(ProductionError, match="more than the 200 MiB"):
+        run("count_without_end", memory_limit=200 << 20)
+
+
 def test_the_child_ends_with_its_parent(tmp_path: Path) -> None:
     note = tmp_path / "pid"
     program = (
