@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 _METHODS = ("gptq", "awq", "gguf", "int8")
 
 
+# Options that belong to some methods alone. To leave one aside in silence would make something else than was asked for.
+_BELONGS = {
+    "bits": ("gptq", "awq"), "group_size": ("gptq", "awq", "int8"), "desc_act": ("gptq",), "format": ("gguf",),
+    "imatrix": ("gguf",), "scheme": ("int8",), "tool": ("gptq", "awq"),
+}  # fmt: skip
+
+
 def quantize(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="A directory of full-precision safetensors, a hub id, or 'demo'.")],
     method: Annotated[str, typer.Option("--method", help="gptq, awq, gguf or int8.")] = "gguf",
     bits: Annotated[int, typer.Option("--bits", help="4 or 8 for GPTQ; AWQ has 4.")] = 4,
@@ -57,6 +65,7 @@ def quantize(
     word = method.strip().lower()
     if word not in _METHODS:
         raise InvalidInputError(f"The method {method!r} is not known.", hint=f"Known: {', '.join(_METHODS)}.")
+    _refuse_strangers(context, word)
     text = None if dataset == "default" else dataset
     methods: dict[str, dict[str, Any]] = {
         "gptq": {"bits": bits, "group_size": group_size, "desc_act": desc_act, "dataset": text, "tool": tool},
@@ -87,6 +96,22 @@ def quantize(
         print_json({"made": quantizer.made.to_dict(), "estimate": estimate and asdict(estimate), "notices": said})
     else:
         _summary(quantizer.made)
+
+
+def _refuse_strangers(context: typer.Context, word: str) -> None:
+    """Raise `InvalidInputError` where an option was given that the method has no use for."""
+    given = [
+        name
+        for name, methods in _BELONGS.items()
+        if word not in methods and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    ]
+    if given:
+        option = f"--{given[0].replace('_', '-')}"
+        instead = {"bits": "GGUF's types are named by --format, such as Q4_K_M or Q8_0."} if word == "gguf" else {}
+        raise InvalidInputError(
+            f"{option} has no meaning for --method {word}.",
+            hint=instead.get(given[0], f"Leave it out; it belongs to {' and '.join(_BELONGS[given[0]])}."),
+        )
 
 
 def _estimate(quantizer: ModelQuantizer, word: str, settings: dict[str, Any]) -> Estimate:

@@ -177,6 +177,23 @@ def test_the_command(make: Make, tmp_path: Path) -> None:
     assert isinstance(wrong.exception, InvalidInputError)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--method", "awq", "--desc-act"],
+        ["--method", "gguf", "--bits", "4"],
+        ["--method", "gguf", "--tool", "gptqmodel"],
+        ["--method", "int8", "--bits", "4"],
+        ["--method", "gptq", "--format", "Q4_0"],
+        ["--imatrix", "default", "--method", "gptq"],
+    ],
+)
+def test_the_command_leaves_no_option_aside_in_silence(make: Make, tmp_path: Path, options: list[str]) -> None:
+    run = CliRunner().invoke(app, ["quantize", str(make()), "--out", str(tmp_path / "out"), *options])
+    assert isinstance(run.exception, InvalidInputError) and "has no meaning" in run.exception.message
+    assert run.exception.hint and names(tmp_path / "out") == []
+
+
 def test_verify_says_what_a_file_holds(make: Make, tmp_path: Path) -> None:
     source = make()
     made = quantize(source, "gguf", tmp_path / "out", format="Q4_0", divergence=False)
