@@ -149,6 +149,8 @@ def _refusal(wanted: str, base: Listing | None, listing: Listing, curated: Seque
     """What speaks against a repository as a whole."""
     if taken_for := _look_alike(wanted, base, listing, curated):
         return f"Its publisher {listing.owner!r} looks like {taken_for!r} and is not."
+    if listing.denied:
+        return "It is gated, and its files are refused to us until its terms are accepted on its page."
     if listing.config.get("auto_map") or "custom_code" in map(str.lower, listing.tags):
         return "It brings code of its own (auto_map, custom_code), which is never run."
     if flagged := next((file for file in listing.files if file.flagged), None):

@@ -18,8 +18,9 @@ from qlangchain.artifacts.hub import Hub
 from qlangchain.artifacts.listing import Listing
 from qlangchain.artifacts.model_id import ModelId
 from qlangchain.artifacts.publishers import likely_repositories
+from qlangchain.artifacts.refusals import gated
 from qlangchain.artifacts.remote_header import check_remote_servable, read_remote_header
-from qlangchain.errors import ArtifactError, NoWeightsError, UnsupportedModelError
+from qlangchain.errors import AccessDeniedError, ArtifactError, NoWeightsError, UnsupportedModelError
 from qlangchain.types import Method, Rejection
 
 TAGS: Final = {
@@ -32,13 +33,15 @@ TAGS: Final = {
 class HubModel:
     """A model on the hub: `base` is what was asked for, `candidates` what may be taken for it, the most trusted first.
 
-    `full_precision` is the candidate of unquantized weights, from which others can be made, or None.
+    `full_precision` is the candidate of unquantized weights, from which others can be made, or None. `refusal` is the
+    error for what only the repository itself could give, where it is gated and its files were refused to us.
     """
 
     id: ModelId
     base: Listing
     candidates: tuple[Candidate, ...]
     refused: tuple[Rejection, ...] = ()
+    refusal: AccessDeniedError | None = None
 
     @property
     def full_precision(self) -> Candidate | None:
@@ -55,6 +58,7 @@ def find(
 
     Raises:
         NoWeightsError: nothing that may be used; the message says why, repository by repository.
+        AccessDeniedError: it is gated, and nobody has an open quantization of it.
         ModelNotFoundError, RevisionNotFoundError, AccessDeniedError, HubError, OfflineError: as `Hub.listing`.
 
     """
@@ -68,12 +72,18 @@ def find(
             # Many a trusted repository carries no tag that names its base: ask for the usual names, one by one.
             listings += hub.search(base.repo, (), likely=likely_repositories(base.repo, curated))
     ranking = rank(base.repo, base, listings, curated=curated)
+    refusal = None
+    if base.denied:
+        others = next((one.listing.repo for one in ranking.candidates), None)
+        refusal = gated(base.repo, hub.endpoint, with_token=bool(hub.bearer()), open_repo=others)
+        if not ranking.candidates:
+            raise refusal
     if not ranking.candidates:
         raise NoWeightsError(
             f"The hub has nothing for {id.repo} that can be used. {_reasons(ranking.refused)}",
             hint="Pass the id of a repository with GGUF files or safetensors, or a local path.",
         )
-    return HubModel(id, base, ranking.candidates, ranking.refused)
+    return HubModel(id, base, ranking.candidates, ranking.refused, refusal)
 
 
 def _is_a_quantization(base: Listing, own: Sequence[Candidate]) -> bool:

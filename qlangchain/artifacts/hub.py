@@ -198,11 +198,11 @@ class Hub:
         # The hub's summary keeps the method and the bits of a quantization and drops what tells its variants apart.
         file = listing.file("config.json")
         if file is None or file.size_bytes > MAX_TEXT_FILE:
-            return listing
+            return replace(listing, denied=self._is_denied(listing, until))
         try:
             config = json.loads(self._text(listing, file.name, MAX_TEXT_FILE, until))
         except AccessDeniedError:
-            return listing  # a gated repository shows its listing to everybody and its files to members
+            return replace(listing, denied=listing.gated)  # everybody sees its listing, and members its files
         except (ValueError, RecursionError) as error:
             raise HubReplyError(
                 f"config.json of {listing.repo} is no JSON: {short(str(error))}.", hint="Take another repository."
@@ -210,6 +210,16 @@ class Hub:
         if not isinstance(config, dict):
             raise HubReplyError(f"config.json of {listing.repo} is no JSON object.", hint="Take another repository.")
         return replace(listing, config={**listing.config, **config})
+
+    def _is_denied(self, listing: Listing, until: float) -> bool:
+        if not listing.gated or not listing.files:
+            return False
+        try:
+            with self._open(listing, listing.files[0].name, until) as reader:
+                reader.read(0, min(1, reader.file.size_bytes))
+        except AccessDeniedError:
+            return True
+        return False
 
     def _tagged(self, base_model: str, tag: str, limit: int, until: float) -> list[str]:
         tags = [f"base_model:quantized:{base_model}", tag] if tag else [f"base_model:quantized:{base_model}"]

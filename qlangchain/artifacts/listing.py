@@ -38,6 +38,7 @@ class Listing:
 
     `config` is the hub's copy of config.json's main fields, `gguf` its summary of a GGUF file (total parameters,
     architecture, context_length), `base_models` the ids named by the tags, with the relation ("quantized", ...).
+    `denied` is whether it is gated and its files were refused to us.
     """
 
     repo: str
@@ -46,6 +47,7 @@ class Listing:
     tags: tuple[str, ...] = ()
     licence: str | None = None
     gated: bool = False
+    denied: bool = False
     downloads: int = 0
     modified: str | None = None
     base_models: tuple[tuple[str, str], ...] = ()

@@ -57,7 +57,7 @@ def refusal(
         shown = "" if wait is None else f" and asks to wait {wait:,.0f} s"
         return HubBusyError(f"The hub limits the rate of requests{shown}.", retry_after=wait)
     if code == "GatedRepo":
-        return _gated(repo, page, with_token)
+        return gated(repo, endpoint, with_token=with_token)
     if said == _DISABLED:
         return AccessDeniedError(
             f"{repo} has been disabled on the hub.", hint="No token helps; choose another model.", url=page
@@ -117,8 +117,13 @@ def alternative(repo: str) -> tuple[str, bool] | None:
     return None
 
 
-def _gated(repo: str, page: str, with_token: bool) -> AccessDeniedError:
-    found = alternative(repo)
+def gated(repo: str, endpoint: str, *, with_token: bool, open_repo: str | None = None) -> AccessDeniedError:
+    """Return the error for a gated repository: its page, and an open one in its place.
+
+    `open_repo` is one that is known to hold the same model; without it the table of alternatives is asked.
+    """
+    page = f"{endpoint.rstrip('/')}/{repo}"
+    found = (open_repo, True) if open_repo else alternative(repo)
     hint = f"Accept its licence at {page} and set HF_TOKEN."
     why = "its licence has to be accepted first"
     if with_token:

@@ -21,6 +21,7 @@ from qlangchain.pipeline.offering import offers
 from qlangchain.pipeline.requirements import is_offline, requirements
 from qlangchain.pipeline.sources import id_of, narrowed, source_of
 from qlangchain.runtimes.vllm_command import check_servable
+from qlangchain.selection.formats import canonical
 from qlangchain.selection.plan import Plan
 from qlangchain.selection.planner import plans
 from qlangchain.selection.quality import Verdict
@@ -121,12 +122,21 @@ def located(
         found = source_of(model, offline=offline, methods=methods, refresh=refresh)
         return narrowed(found, asked) if asked else found
 
+    def refuse_gated() -> None:
+        # What is asked for would have to come, or be made, from the repository itself.
+        if source.hub is not None and source.hub.refusal is not None and wanted.format is not None:
+            there = {canonical(one.variant.format, one.variant.scheme) for one in source.hub.candidates}
+            if not {canonical(wanted.format, scheme) for scheme in (None, *Method)} & there:
+                raise source.hub.refusal
+
     source = find(refresh)
+    refuse_gated()
     if id is not None and source.hub is None and not offline and wanted.allow_download:
         try:
             choose(source, wanted, on)
         except (InvalidInputError, NoWeightsError):
             source = find(refresh=True)
+            refuse_gated()
     return source, wanted
 
 

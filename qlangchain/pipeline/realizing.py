@@ -7,10 +7,13 @@ import hashlib
 import logging
 import re
 import threading
+import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from qlangchain import settings
 from qlangchain.artifacts.candidates import Candidate
@@ -21,12 +24,22 @@ from qlangchain.artifacts.finding import first_that_passes
 from qlangchain.artifacts.hub import Hub
 from qlangchain.artifacts.source import Source
 from qlangchain.artifacts.store import Store, Stored
-from qlangchain.errors import NoWeightsError
+from qlangchain.errors import (
+    AccessDeniedError,
+    CorruptFileError,
+    HubReplyError,
+    ModelNotFoundError,
+    NoWeightsError,
+    QlangchainWarning,
+    UnsupportedModelError,
+)
 from qlangchain.pipeline.offering import DIRECTORY, FILE, HUB
 from qlangchain.selection.plan import Plan
 from qlangchain.types import Artifact, Method, Origin
 
 logger = logging.getLogger(__name__)
+
+_CANDIDATES: Final = 3  # that are fetched in turn; each may cost gigabytes
 
 Made = Callable[[int, int], None]  # bytes written, bytes in all
 Fetched = Callable[[FetchProgress], None]
@@ -95,18 +108,35 @@ def _candidates(source: Source, plan: Plan) -> list[Candidate]:
 def _fetch(
     source: Source, candidates: list[Candidate], store: Store, watching: Watching, offline: bool | None
 ) -> Stored:
+    """Fetch the first candidate that can be had; what cannot be is said in a warning."""
     assert source.hub is not None
-    hub = Hub(offline=offline)
-    candidate, failed = first_that_passes(candidates, hub)
-    for rejection in failed:
-        logger.warning("%s is not taken: %s", rejection.choice, rejection.reason)
-    logger.info("fetching %s (%s)", candidate.name, " ".join(candidate.reasons))
-    id = source.hub.id
-    return fetch_candidate(
-        candidate, store, hub,
-        asked=id.repo, revision=id.revision,
-        deadline=watching.deadline, progress=watching.fetched, cancel=watching.cancel,
-    )  # fmt: skip
+    hub, id = Hub(offline=offline), source.hub.id
+    until = None if watching.deadline is None else time.monotonic() + watching.deadline
+    for tries in range(_CANDIDATES):
+        candidate, failed = first_that_passes(candidates, hub)
+        for rejection in failed:
+            logger.warning("%s is not taken: %s", rejection.choice, rejection.reason)
+        logger.info("fetching %s (%s)", candidate.name, " ".join(candidate.reasons))
+        try:
+            return fetch_candidate(
+                candidate, store, hub,
+                asked=id.repo, revision=id.revision,
+                deadline=None if until is None else max(0.1, until - time.monotonic()),
+                progress=watching.fetched, cancel=watching.cancel,
+            )  # fmt: skip
+        except (AccessDeniedError, CorruptFileError, HubReplyError, ModelNotFoundError, UnsupportedModelError) as error:
+            # The same bytes would fail in the same way, whoever has them.
+            digests = {file.digest for file in candidate.variant.weights}
+            later = candidates[candidates.index(candidate) + 1 :]
+            candidates = [one for one in later if not digests & {file.digest for file in one.variant.weights}]
+            if not candidates or tries == _CANDIDATES - 1:
+                raise
+            warnings.warn(
+                f"{candidate.name} cannot be had, so the next one is taken: {error.message}",
+                QlangchainWarning,
+                stacklevel=2,
+            )
+    raise AssertionError("the last candidate was returned or raised its error")
 
 
 def _make(source: Source, plan: Plan, store: Store, watching: Watching, offline: bool | None) -> Stored:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub import StandIn, seeded
+from hub import TOKEN, StandIn, seeded
 
 from qlangchain import get_llm, pipeline, plan, pull
 from qlangchain.artifacts.source import DEMO_DIRECTORY
@@ -16,6 +16,7 @@ from qlangchain.artifacts.store import Store
 from qlangchain.errors import (
     AccessDeniedError,
     ChecksumError,
+    HubReplyError,
     InvalidInputError,
     ModelNotFoundError,
     NoWeightsError,
@@ -232,6 +233,52 @@ def test_what_cannot_be_had_is_said(hub: StandIn, model: str, error: type[Except
     hub.add("maker/pickles", {"pytorch_model.bin": b"x" * 100, "config.json": "{}"})
     with pytest.raises(error):
         pull(model, allow_produce=False)
+
+
+GATED = "meta-llama/Llama-3.2-1B-Instruct"
+
+
+@pytest.mark.parametrize("summary", [config(), {"model_type": "llama"}, None], ids=["full", "short", "none"])
+def test_a_gated_model_is_taken_from_whoever_has_it_open(
+    hub: StandIn, ggufs: dict[str, Path], summary: dict[str, object] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own weights are no offer; what only they could give is the error that names its page and the open one."""
+    name = GATED.partition("/")[2]
+    hub.add(GATED, base_files(), licence="llama3.2", gated="manual", config=summary)
+    for asked in ({}, {"format": "Q4_1"}):
+        with pytest.raises(AccessDeniedError, match="licence") as caught:
+            pull(GATED, **asked)
+        assert caught.value.url == f"{hub.url}/{GATED}"
+        assert caught.value.alternative == f"bartowski/{name}-GGUF"  # by the table: the stand-in has none yet
+    tags = [f"base_model:{GATED}", f"base_model:quantized:{GATED}", "gguf"]
+    hub.add(f"unsloth/{name}-GGUF", {f"{name}-Q8_0.gguf": ggufs["Q8_0"]}, licence="llama3.2", tags=tags)
+    closed = {f"{name}-Q4_0.gguf": ggufs["Q4_0"]}
+    hub.add(f"bartowski/{name}-GGUF", closed, licence="llama3.2", tags=tags, gated="auto")
+    assert pull(GATED).path.read_bytes() == ggufs["Q8_0"].read_bytes()
+    for format in ("Q4_1", "Q4_0", "BF16"):
+        with pytest.raises(AccessDeniedError) as caught:
+            pull(GATED, format=format)
+        assert caught.value.alternative == f"unsloth/{name}-GGUF"
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    hub.repositories[GATED].granted = hub.repositories[f"bartowski/{name}-GGUF"].granted = True
+    assert pull(GATED, format="Q4_0").origin is Origin.DOWNLOADED
+    assert pull(GATED, format="Q4_1").origin is Origin.PRODUCED
+
+
+@pytest.mark.parametrize("fault", ["corrupt", "404"])
+def test_the_next_candidate_is_taken_where_the_first_cannot_be_had(
+    hub: StandIn, ggufs: dict[str, Path], fault: str
+) -> None:
+    hub.repositories[CURATED].modified = "2026-05-05T00:00:00.000Z"
+    tags = [f"base_model:{BASE}", f"base_model:quantized:{BASE}", "gguf"]
+    other = ggufs["Q4_0"].read_bytes()[:-1] + b"!"
+    hub.add("unsloth/tiny-chat-GGUF", {"tiny-chat-Q4_0.gguf": other}, licence="apache-2.0", tags=tags)
+    files = hub.repositories[CURATED].history[hub.repositories[CURATED].refs["main"]]
+    hub.fault(fault, times=-1, method="GET", path=files["tiny-chat-Q4_0.gguf"].sha256)
+    with pytest.warns(QlangchainWarning, match=rf"{CURATED}:Q4_0 cannot be had"):
+        assert pull(BASE, format="Q4_0").path.read_bytes() == other
+    with pytest.raises((ChecksumError, HubReplyError)):
+        pull(f"{CURATED}:Q4_0")
 
 
 def test_offline_asks_nobody(hub: StandIn) -> None:
