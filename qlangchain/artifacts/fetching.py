@@ -100,15 +100,21 @@ def fetch_locked(
                 f"{manifest.repo} at {manifest.commit} has no {pinned.name} of {pinned.size_bytes:,} bytes.",
                 hint="The lock file does not belong to this hub; write it anew with `qlangchain pull MODEL --lock`.",
             )
+        if listed.sha256 not in (None, pinned.sha256):
+            raise _not_as_locked(pinned.name, manifest.repo)  # before its bytes are fetched
         files.append(listed)
     blobs = _collect(listing, tuple(files), store, hub, deadline, progress, cancel)
     for pinned in manifest.files:
         if blobs[pinned.name].name != pinned.sha256:
-            raise CorruptFileError(
-                f"{pinned.name} of {manifest.repo} is not the file that was locked.",
-                hint="Look at `qlangchain.lock` and at the repository's history before you trust either.",
-            )
+            raise _not_as_locked(pinned.name, manifest.repo)
     return store.add(manifest)
+
+
+def _not_as_locked(name: str, repo: str) -> CorruptFileError:
+    return CorruptFileError(
+        f"{name} of {repo} is not the file that was locked.",
+        hint="Look at `qlangchain.lock` and at the repository's history before you trust either.",
+    )
 
 
 def _collect(

@@ -16,6 +16,7 @@ from qlangchain.artifacts.store import Store
 from qlangchain.errors import (
     AccessDeniedError,
     ChecksumError,
+    CorruptFileError,
     HubReplyError,
     InvalidInputError,
     ModelNotFoundError,
@@ -204,6 +205,11 @@ def test_a_lock_file_pins_and_gives_back_exactly_that(hub: StandIn, tmp_path: Pa
     assert hub.requests == []
     with pytest.raises(ModelNotFoundError, match="pins no"):
         pull("other/model", locked=lock)
+    lock.write_text(lock.read_text().replace(artifact.digest, "ab" * 32))
+    sent = hub.sent()
+    with pytest.raises(CorruptFileError, match="not the file that was locked"):
+        pull(f"{CURATED}:Q4_0", locked=lock)
+    assert hub.sent() == sent, "it is found out before a byte is fetched"
 
 
 def test_files_of_the_ordinary_cache_are_used(hub: StandIn, tmp_path: Path, ggufs: dict[str, Path]) -> None:
