@@ -50,6 +50,10 @@ __all__ = [
 
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS: llama.cpp ends the process above it
 MAX_HEADS = 4096
+# What image programs keep in GGUF files: IMG_ARCH_LIST in loader.py of ComfyUI-GGUF.
+_IMAGES = frozenset(
+    ("flux", "sd1", "sdxl", "sd3", "aura", "hidream", "cosmos", "ltxv", "hyvid", "wan", "lumina2", "qwen_image")
+)
 
 
 def check_servable(header: GgufHeader, *, exists: Callable[[Path], bool] = Path.is_file) -> None:
@@ -68,6 +72,11 @@ def check_servable(header: GgufHeader, *, exists: Callable[[Path], bool] = Path.
         )
     if not header.architecture:
         corrupt(path, "it has no general.architecture")
+    if header.architecture in _IMAGES:
+        raise UnsupportedModelError(
+            f"{path.name} is of the architecture {header.architecture!r}, which makes images and no text.",
+            hint="Pass a language model.",
+        )
     for name, low, high in (
         ("block_count", 1, MAX_LAYERS), ("attention.head_count", 0, MAX_HEADS),
         ("attention.head_count_kv", 0, MAX_HEADS), ("embedding_length", 1, 1 << 20),
@@ -94,7 +103,9 @@ def _check_tokens(header: GgufHeader) -> None:
     tokens = header.metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, GgufArray) or not tokens.holds_strings or not len(tokens):
         corrupt(header.path, "it has no list of tokens")
-    if len(set(items := tokens.read_bytes())) != len(items):  # GGML_ASSERT in llama-vocab.cpp
+    # As llama-vocab.cpp does, which asserts that no token occurs twice after it has named the empty ones.
+    items = [token or b"[EMPTY_%d]" % number for number, token in enumerate(tokens.read_bytes())]
+    if len(set(items)) != len(items):
         corrupt(header.path, f"{len(items) - len(set(items))} tokens occur twice in its vocabulary")
 
 

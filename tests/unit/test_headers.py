@@ -205,6 +205,7 @@ def test_missing_files_and_directories(tmp_path: Path) -> None:
         ({"llama.attention.head_count": kv.int32s([4] * 600)}, CorruptFileError, "head_count"),
         ({"llama.embedding_length": kv.uint32(0)}, CorruptFileError, "embedding_length is 0"),
         ({"general.architecture": None}, CorruptFileError, "no general.architecture"),
+        ({"general.architecture": kv.string("flux")}, UnsupportedModelError, "makes images"),
         ({"general.type": kv.string("adapter")}, UnsupportedModelError, "'adapter'"),
         ({"general.architecture": kv.string("clip")}, UnsupportedModelError, "'mmproj'"),
         ({"tokenizer.ggml.tokens": None}, CorruptFileError, "no list of tokens"),
@@ -219,6 +220,13 @@ def test_what_llama_cpp_would_die_of(
     with pytest.raises(error) as caught:
         check_servable(read_gguf_header(write(gguf_bytes(metadata))))
     assert words in str(caught.value)
+
+
+def test_empty_tokens_are_no_duplicates(write: Callable[..., Path]) -> None:
+    """llama.cpp names them [EMPTY_n], and vocabularies that were padded have many."""
+    check_servable(
+        read_gguf_header(write(gguf_bytes(METADATA | {"tokenizer.ggml.tokens": kv.strings(["a", "", "b", "", ""])})))
+    )
 
 
 def test_the_parts_of_a_split_model_are_looked_for(write: Callable[..., Path]) -> None:
