@@ -176,7 +176,8 @@ class EngineOptions:
     `pooling` makes it an engine for embeddings: how the vectors of a text's tokens become one ("mean", "cls" for
     the first token's, "last"). None is an engine that generates. `exact_context` says that the context was asked
     for by number, so that a shorter one will not do. `kv_type` is the ggml type of the KV cache, and of so many layers
-    from the first as `cpu_experts` says the experts stay on the CPU. `settings` are the engine's own, in its own words.
+    from the first as `cpu_experts` says the experts stay on the CPU. `past_prompts` are the bytes in
+    which llama.cpp may keep caches of past prompts. `settings` are the engine's own, in its own words.
     """
 
     context_length: int
@@ -187,6 +188,7 @@ class EngineOptions:
     kv_type: str = "f16"
     cpu_experts: int = 0
     exact_context: bool = False
+    past_prompts: int = 64 << 20
     settings: EngineSettings = ()
 
 

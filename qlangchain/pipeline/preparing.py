@@ -16,6 +16,7 @@ from qlangchain.pipeline.realizing import Made, Watching, realize
 from qlangchain.pipeline.requirements import is_offline
 from qlangchain.pipeline.sources import id_of
 from qlangchain.runtimes.channel import Channel
+from qlangchain.selection.memory import past_prompts
 from qlangchain.selection.plan import Plan
 from qlangchain.types import Artifact, EngineFacts, EngineOptions, Requirements
 
@@ -59,6 +60,7 @@ def prepare(
         chosen.threads,
         chosen.gpu_layers,
         kv_type=chosen.kv_type,
+        past_prompts=past_prompts(chosen.estimate.parts.get("kv", 0)) if chosen.estimate else 0,
         exact_context=chosen.runtime in DIRECTORY_RUNTIMES and wanted.context_length is not None,
         settings=wanted.engine_settings,
     )

@@ -26,8 +26,6 @@ from typing import Any, NoReturn, TextIO
 
 from qlangchain.toolchains.child import end_with_parent, exit_at_end_of_stdin, kill_when_parent_dies
 
-_PAST_PROMPTS_MIB = 256
-
 
 def main() -> None:
     """Read the one line of configuration, serve, and announce the port."""
@@ -69,7 +67,9 @@ def serve_in_process(config: dict[str, Any], announce: TextIO) -> NoReturn:
     cache_type = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{options.get('kv_type', 'f16').upper()}")
     params.cache_type_k = params.cache_type_v = cache_type
     # Prompts of the past are kept beside the slots' own caches: by default in up to 8 GiB, which no plan allows for.
-    params.cache_ram_mib = _PAST_PROMPTS_MIB
+    # So are copies of windows and states, 32 of each slot by default, with each request two more.
+    params.cache_ram_mib = options["past_prompts_mib"]
+    params.n_ctx_checkpoints = options["checkpoints"]
     # The plan has fixed context and layers; an engine that quietly shrinks them would make it untrue.
     params.fit_params = False
     if options.get("pooling"):
@@ -79,7 +79,6 @@ def serve_in_process(config: dict[str, Any], announce: TextIO) -> NoReturn:
         # their own are computed in slices of equal length: a mean would be that of a text's last slice.
         params.n_batch = params.n_ubatch = options["context_length"]
         params.kv_unified = True
-        params.cache_ram_mib = 0  # no text is the beginning of the next one
     server = xllamacpp.Server(params)
     port = int(server.listening_address.rsplit(":", 1)[1])
     announce_port(announce, port, os.getpid())
@@ -98,7 +97,7 @@ def serve_binary(config: dict[str, Any], announce: TextIO) -> NoReturn:
         "--threads", str(options["threads"]), "--threads-batch", str(options["threads"]),
         "--n-gpu-layers", str(options["gpu_layers"]), "--jinja", "--no-webui",
         "--cache-type-k", options.get("kv_type", "f16"), "--cache-type-v", options.get("kv_type", "f16"),
-        "--cache-ram", "0" if options.get("pooling") else str(_PAST_PROMPTS_MIB),
+        "--cache-ram", str(options["past_prompts_mib"]), "--ctx-checkpoints", str(options["checkpoints"]),
     ]  # fmt: skip
     if options.get("pooling"):
         batch = str(options["context_length"])  # as above: a whole text in one physical batch, and no slices

@@ -16,6 +16,7 @@ from qlangchain.runtimes import protocol
 from qlangchain.runtimes.client import Client
 from qlangchain.runtimes.embedding import prove_embeddings
 from qlangchain.runtimes.supervisor import Running, Supervisor
+from qlangchain.selection.memory import CHECKPOINTS
 from qlangchain.types import Artifact, Capabilities, Endpoint, EngineOptions
 
 CAPABILITIES = Capabilities(
@@ -74,6 +75,8 @@ class LlamaCpp:
                     "gpu_layers": options.gpu_layers,
                     "kv_type": options.kv_type,
                     "pooling": options.pooling,
+                    "checkpoints": CHECKPOINTS,
+                    "past_prompts_mib": 0 if options.pooling else options.past_prompts >> 20,
                 },
             },
             start_timeout=settings.read().start_timeout,

@@ -241,7 +241,7 @@ def _option(
     offer: Offer, engine: EngineFacts, found: Place, speeds: _Speeds, at: Situation, *, crowded: bool
 ) -> Option:
     cpu, gpu = found.cpu, found.gpu
-    names = ("weights", "kv", "compute", "output", "overhead")
+    names = ("weights", "kv", "compute", "output", "checkpoints", "overhead")
     verdict = next((one for one in reversed(at.verdicts) if _is_about(one, offer, at.model)), None)
     judged = _judged(offer.format, at.model.parameters, _method(offer), offer.imatrix, verdict)
     notes = speeds[0].reasons
@@ -264,6 +264,7 @@ def _option(
         quality_source=judged.source,
         fetch=offer.fetch_bytes,
         write=offer.write_bytes,
+        cached=cpu.cached,
         notes=notes,
     )
     return Option(offer, engine, found.setting, found.gpu_layers, estimate, judged, crowded)

@@ -15,7 +15,7 @@ COLUMNS: Final = ("", "what", "engine", "context", "memory", "GPU", "tokens/s", 
 # What the parts of an estimate are called before people.
 PARTS: Final = {
     "weights": "weights", "kv": "KV cache", "compute": "compute buffers", "output": "logits",
-    "overhead": "the engine's process",
+    "checkpoints": "states to go back to", "overhead": "the engine's process",
 }  # fmt: skip
 
 _NEXT_BEST: Final = 5
@@ -129,7 +129,12 @@ def _needs(estimate: Estimate) -> list[str]:
     made_of = ", ".join(
         f"{PARTS.get(name, name)} {size(value)}" for name, value in estimate.parts.items() if value >= _SHOWN
     )
-    lines.append(f"That is: {made_of}; {size(estimate.margin)} more are left free as a margin.")
+    lines.append(f"That is: {made_of}; {size(estimate.margin)} more are left free as a margin, and for past prompts.")
+    if estimate.cached >= _SHOWN:
+        lines.append(
+            f"Up to {size(estimate.cached)} of the file may stay in memory beside that, until the room is wanted: the "
+            "engine copies those weights into the order of its kernels."
+        )
     if estimate.decode:
         lines.append(f"It should write {speed(estimate.decode)} tokens per second.")
     loss = "" if estimate.loss is None else f" ({estimate.loss:.4g}, {estimate.loss_unit})"

@@ -6,18 +6,18 @@ All sizes are in bytes. The figures are llama.cpp's own to within 64 MiB or 1 %,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
 from qlangchain.errors import InvalidInputError
-from qlangchain.selection.kv_cache import Load, each_kv_bytes, kv_bytes
+from qlangchain.selection.kv_cache import Load, each_kv_bytes, kv_bytes, layer_kv_bytes
 from qlangchain.selection.layers import Architecture, Attention, State
 from qlangchain.selection.weights import Weights
 
 __all__ = [
     "CUDA_CONTEXT", "Load", "Memory", "Split", "compute_bytes", "kv_bytes", "kv_bytes_per_token", "need",
-    "output_bytes", "slots_that_fit", "split",
+    "output_bytes", "past_prompts", "slots_that_fit", "split",
 ]  # fmt: skip
 
 MIB: Final = 1 << 20
@@ -34,6 +34,11 @@ GPU_MARGIN: Final = 1024 * MIB
 _CPU_MARGIN: Final = 64 * MIB
 # Of an architecture that is not known the buffers were off by up to 90 MiB (24 of them against llama.cpp's own).
 _GUESS_MARGIN: Final = 192 * MIB
+# What llama.cpp's server keeps beside its slots, as our runtime bounds it: copies of a slot's windows and states to go
+# back to (`--ctx-checkpoints`, 32 for each slot by default: 640 MiB for a toy with windows of 20 MiB), and the caches
+# of past prompts (`--cache-ram`, 8 GiB by default).
+CHECKPOINTS: Final = 2
+_PAST_PROMPTS: Final = 256 * MIB
 # The types that x86 kernels copy into an order of their own (ggml/src/ggml-cpu/repack.cpp, AVX2). An AVX-512 build
 # does so with Q2_K as well.
 _REPACKED: Final = ("Q4_0", "Q4_K", "IQ4_NL")
@@ -44,7 +49,8 @@ class Memory:
     """The parts of what a model takes on one device, in bytes; `total` is all of them.
 
     `weights` are those that are loaded, `kv` the cache with recurrent states, `compute` the buffer of the graph,
-    `output` the logits, `overhead` the process itself or the CUDA context, `margin` what is left free on purpose.
+    `output` the logits, `checkpoints` copies of windows and states that the server can go back to, `overhead` the
+    process itself or the CUDA context, `margin` what is left free on purpose, for past prompts among others.
     `cached` is not part of `total`: pages of the file that a limit may count, and that are dropped when needed.
     """
 
@@ -52,6 +58,7 @@ class Memory:
     kv: int = 0
     compute: int = 0
     output: int = 0
+    checkpoints: int = 0
     overhead: int = 0
     margin: int = 0
     cached: int = 0
@@ -64,7 +71,7 @@ class Memory:
     @property
     def total(self) -> int:
         """Everything that must be free before the engine starts."""
-        return self.engine + self.overhead + self.margin
+        return self.engine + self.checkpoints + self.overhead + self.margin
 
     def fits(self, available: int) -> str:
         """Say how `available` bytes are for it: "fits", "tight" (only the margin is missing) or "does not fit"."""
@@ -76,8 +83,8 @@ class Memory:
 def need(model: Architecture, weights: Weights, load: Load, *, margin: int | None = None) -> Memory:
     """What a llama.cpp engine of ours takes on the CPU, all layers there.
 
-    `margin` is what to leave free, in bytes; None leaves 2 % and at least 64 MiB, or 5 % and at least 192 MiB where
-    the architecture is not known.
+    `margin` is what to leave free, in bytes; None leaves the `past_prompts`, and 2 % and at least 64 MiB, or 5 % and at
+    least 192 MiB where the architecture is not known.
     """
     loaded = weights.loaded + (0 if load.mmap else _twice(model, weights))
     parts = Memory(
@@ -85,10 +92,15 @@ def need(model: Architecture, weights: Weights, load: Load, *, margin: int | Non
         kv=kv_bytes(model, load),
         compute=compute_bytes(model, load),
         output=output_bytes(model, load),
+        checkpoints=0 if load.pooling else CHECKPOINTS * load.slots * _checkpoint(model, load),
         overhead=PROCESS + _VOCABULARY * model.vocabulary,
         cached=_repacked(weights) if load.mmap and load.repack else 0,
     )
-    return _with_margin(parts, _spare(model, parts.engine) if margin is None else margin)
+    if margin is None:
+        margin = _spare(model, parts.engine) + (0 if load.pooling else past_prompts(parts.kv))
+    if margin < 0:
+        raise InvalidInputError(f"margin={margin} cannot be.", hint="Pass bytes, 0 or more.")
+    return replace(parts, margin=margin)
 
 
 def _spare(model: Architecture, taken: int) -> int:
@@ -96,13 +108,31 @@ def _spare(model: Architecture, taken: int) -> int:
     return max(_GUESS_MARGIN, taken // 20) if model.assumed else max(_CPU_MARGIN, taken // 50)
 
 
-def _with_margin(parts: Memory, margin: int) -> Memory:
-    if margin < 0:
-        raise InvalidInputError(f"margin={margin} cannot be.", hint="Pass bytes, 0 or more.")
-    return Memory(
-        weights=parts.weights, kv=parts.kv, compute=parts.compute, output=parts.output, overhead=parts.overhead,
-        margin=margin, cached=parts.cached,
-    )  # fmt: skip
+def past_prompts(kv: int) -> int:
+    """The bytes in which the server may keep caches of past prompts: as much as its slots have, at most 256 MiB.
+
+    They fill up as prompts come in, so what is resident of an engine grows by so much from its first answer on.
+    """
+    return min(kv, _PAST_PROMPTS)
+
+
+def _checkpoint(model: Architecture, load: Load) -> int:
+    """One copy of what a slot cannot go back in: the windows of its sliding layers, and its states.
+
+    Source: llama.cpp, `llama_state_seq_get_size_ext` with LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY; seen resident.
+    """
+    one = replace(load, slots=1, unified=False)
+    size = 0
+    for layer in model.trunk:
+        if layer.state:
+            size += layer.state.bytes_per_sequence
+        if layer.caches and layer.attention is Attention.SLIDING:
+            size += (
+                layer_kv_bytes(replace(layer, state=None), one)
+                * min(layer.window, load.cells)
+                // one.window_cells(layer.window)
+            )
+    return size
 
 
 def _twice(model: Architecture, weights: Weights) -> int:
@@ -257,8 +287,8 @@ class _Placement:
         # With every layer on the GPU the CPU's graph is only the rows that are looked up.
         graph = 4 * self._load.tokens * model.hidden if gpu_layers > count and not cpu_experts else whole.compute
         cpu = Memory(
-            weights=on_cpu, kv=whole.kv - cached, compute=graph, output=whole.output, overhead=whole.overhead,
-            margin=_spare(model, on_cpu),
+            weights=on_cpu, kv=whole.kv - cached, compute=graph, output=whole.output, checkpoints=whole.checkpoints,
+            overhead=whole.overhead, margin=_spare(model, on_cpu) + past_prompts(whole.kv),
         )  # fmt: skip
         return Split(gpu_layers=gpu_layers, cpu_experts=cpu_experts, gpu=gpu, cpu=cpu)
 

@@ -28,9 +28,10 @@ class Estimate:
     """What a choice needs and gives, each figure with its margin or its source.
 
     `memory` is what it takes of the machine's memory and `memory_free` what is there for it; `gpu` and `gpu_free` are
-    those of the GPU. `parts` says what both are made of. `margin` is what the memory may be off by. `loss` is None
-    where nobody has published one; `grade` is its rank in words. `fetch` and `write` are the bytes to be downloaded
-    and to be written before it can be used.
+    those of the GPU. `parts` says what both are made of. `margin` is what the memory may be off by. `cached` are pages
+    of the file that may be resident beside `memory`: the system drops them as soon as the room is wanted. `loss` is
+    None where nobody has published one; `grade` is its rank in words. `fetch` and `write` are the bytes to be
+    downloaded and to be written before it can be used.
     """
 
     memory: int
@@ -49,6 +50,7 @@ class Estimate:
     quality_source: str = ""
     fetch: int = 0
     write: int = 0
+    cached: int = 0
     notes: tuple[str, ...] = ()
 
     @property

@@ -24,6 +24,7 @@ parser.add_argument("--kv-unified", action="store_true")
 parser.add_argument("--cache-type-k", default="f16")
 parser.add_argument("--cache-type-v", default="f16")
 parser.add_argument("--cache-ram", type=int, default=8192)
+parser.add_argument("--ctx-checkpoints", type=int, default=32)
 parser.add_argument("--batch-size", type=int, default=2048)
 parser.add_argument("--ubatch-size", type=int, default=512)
 options = parser.parse_args()
@@ -50,6 +51,7 @@ params.embedding = options.embeddings
 if options.pooling:
     params.pooling_type = getattr(xllamacpp.llama_pooling_type, f"LLAMA_POOLING_TYPE_{options.pooling.upper()}")
 params.cache_ram_mib = options.cache_ram
+params.n_ctx_checkpoints = options.ctx_checkpoints
 params.cache_type_k = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{options.cache_type_k.upper()}")
 params.cache_type_v = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{options.cache_type_v.upper()}")
 params.n_batch, params.n_ubatch = options.batch_size, options.ubatch_size
