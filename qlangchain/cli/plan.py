@@ -19,6 +19,8 @@ from qlangchain.types import Gpu, Hardware
 
 _MOST_RUNNER_UPS = 5
 _WIDE = 150  # columns
+_RANGES = 110  # columns from which speeds are shown with their ranges
+_NARROW = {"what": 16}  # where there is no room for them: the longest names are broken there, and quality in words
 _WHOLE = ("", "engine", "context", "memory", "GPU", "tokens/s")  # cells that are not broken
 _MARKS = {explain.CHOSEN: "✓", explain.RUNNER_UP: "", explain.REJECTED: "✗"}
 _COLOURS = {explain.CHOSEN: "bold green", explain.RUNNER_UP: "", explain.REJECTED: "dim"}
@@ -100,10 +102,14 @@ def _table(found: Plan, *, every: bool) -> Table:
     """
     wide = console.width >= _WIDE
     columns = explain.COLUMNS if wide else explain.COLUMNS[:-1]
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    narrow = console.width < _RANGES
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0) if narrow else (0, 1))
     for column in columns:
         right = column in ("memory", "GPU", "tokens/s")
-        table.add_column(column, overflow="fold", no_wrap=column in _WHOLE, justify="right" if right else "left")
+        table.add_column(
+            column, overflow="fold", no_wrap=column in _WHOLE, justify="right" if right else "left",
+            width=_NARROW.get(column) if narrow else None,
+        )  # fmt: skip
     runner_ups = 0
     for row in explain.rows(found):
         runner_ups += row.verdict == explain.RUNNER_UP
@@ -111,7 +117,8 @@ def _table(found: Plan, *, every: bool) -> Table:
             continue
         if row.verdict == explain.RUNNER_UP and runner_ups > _MOST_RUNNER_UPS and not every:
             continue
-        cells = (_MARKS[row.verdict], *row.cells[1 : len(columns)])
+        shown = replace(row, speed=row.speed.partition(" (")[0]) if narrow else row
+        cells = (_MARKS[row.verdict], *shown.cells[1 : len(columns)])
         table.add_row(*(escape(cell) for cell in cells), style=_COLOURS[row.verdict])
     if runner_ups > _MOST_RUNNER_UPS and not every:
         table.caption = f"and {runner_ups - _MOST_RUNNER_UPS} more; --all shows them"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from qlangchain.errors import InvalidInputError, MissingDependencyError
+from qlangchain.selection import explain
 from qlangchain.selection.plan import Estimate, Plan
 from qlangchain.selection.quality import GRADES
 
@@ -45,7 +46,10 @@ def draw(plan: Plan, path: Path) -> None:
     FigureCanvasAgg(figure)
     sizes, speeds = figure.subplots(1, 2, sharey=True)
     places = range(len(candidates))
-    sizes.barh(places, [(one.memory + one.gpu) / 2**30 for _, one in candidates], color=colours)
+    taken = [one.memory + one.gpu for _, one in candidates]
+    bars = sizes.barh(places, [size / 2**30 for size in taken], color=colours)
+    sizes.bar_label(bars, [explain.size(size) for size in taken], padding=3, fontsize=7)
+    sizes.margins(x=0.16, y=0.01)
     sizes.set_yticks(places, names, fontsize=8)
     sizes.invert_yaxis()
     sizes.set_xlabel("memory and GPU memory (GiB)")
@@ -76,4 +80,9 @@ def _draw_speeds(axis: Any, estimates: list[Estimate], colours: list[str]) -> No
         low, expected, high = estimate.decode.low, estimate.decode.expected, estimate.decode.high
         axis.barh(place, expected, color=colour)
         axis.errorbar(expected, place, xerr=[[expected - low], [high - expected]], color="black", capsize=2, lw=0.8)
+        label = explain.rate(expected)
+        axis.annotate(label, (high, place), (4, 0), textcoords="offset points", va="center", fontsize=7)
+    axis.margins(x=0.12)
+    axis.set_xlim(left=0)
+    axis.xaxis.set_major_formatter("{x:,.0f}")
     axis.set_xlabel("tokens per second for one request, with the range")

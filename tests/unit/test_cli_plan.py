@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from qlangchain import detect_hardware, pipeline
-from qlangchain.cli import app, plan_plot
+from qlangchain.cli import app, output, plan_plot
 from qlangchain.errors import InvalidInputError, MissingDependencyError, ModelNotFoundError, OfflineError
 from qlangchain.selection.plan import Plan
 from qlangchain.types import Gpu, Hardware, Target
@@ -105,6 +105,23 @@ def test_models_that_are_not_there() -> None:
         run("./nowhere")
     with pytest.raises(OfflineError):
         run("Qwen/Qwen3-4B")
+
+
+@pytest.mark.parametrize("beside", [(), ("--hardware", "gpu", "--vram", "24GiB", "--ram", "64GiB", "--all")])
+def test_the_table_has_room_in_80_columns(beside: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every line within the width, and every word whole."""
+    monkeypatch.setattr(output.console, "width", 80)
+    table = run("demo", *beside).partition("qlangchain-demo as")[0]
+    assert max(map(len, table.splitlines())) <= 80
+    for word in (
+        "llamacpp",
+        "tokens/s",
+        "lossless",
+        "quality",
+        "2,048 x 8",
+        *(("GPU", "transformers") if beside else ()),
+    ):
+        assert word in table, table
 
 
 def test_all_shows_more() -> None:
