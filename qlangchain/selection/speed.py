@@ -135,8 +135,12 @@ def decode(loads: Sequence[Load], *, format: str, runtime: str, method: str | No
         row = _row(runtime, load.device)
         bandwidth, said, known = _bandwidth(load)
         rate, limit = _rate(row, name, load, bandwidth)
-        seconds += load.weight_bytes / rate + load.kv_bytes / (row["kv"] * bandwidth)
-        seconds += load.layers * row["layer_seconds"]
+        reading = load.weight_bytes / rate + load.kv_bytes / (row["kv"] * bandwidth)
+        launches: Mapping[str, float] = row.get("launch_seconds", {"other": 0.0})
+        launching = load.layers * launches.get(name, launches["other"])
+        if launching > reading:
+            limit = f"bound by {launching * 1e3:.3g} ms of launches"
+        seconds += max(reading, launching) + load.layers * row["layer_seconds"]
         overhead = max(overhead, row["overhead_seconds"])
         kind = "measured_bandwidth" if known and not row["assumed"] else "assumed"
         margin = max(margin, table(_FILE)["margins"][kind])

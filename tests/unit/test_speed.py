@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import tomllib
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shapes import DATA
 
 from qlangchain.artifacts import records
 from qlangchain.errors import InvalidInputError
@@ -25,22 +28,28 @@ FORMATS = sorted(
     {name for row in table("speed.toml")["runtime"] for name in (*row["formats"], *row.get("kernel_bytes", {}))}
     - {"other"}
 )
+PUBLISHED = tomllib.loads((DATA / "published_speeds.toml").read_text(encoding="utf-8"))["model"]
 # All but the embeddings of Qwen2.5-7B in bytes: 7.07e9 weights are read for a token.
 QWEN_7B = {"BF16": 14.14e9, "GPTQ-INT4": 4.48e9, "AWQ-INT4": 4.48e9}
 
 
-@pytest.mark.parametrize(
-    ("runtime", "format", "published"),
-    [
-        ("vllm", "BF16", 84.3), ("vllm", "GPTQ-INT4", 154.1), ("vllm", "AWQ-INT4", 148.1),
-        ("transformers", "BF16", 40.4), ("transformers", "GPTQ-INT4", 43.1), ("transformers", "AWQ-INT4", 32.0),
-    ],
-)  # fmt: skip
-def test_the_published_table_of_an_a100(runtime: str, format: str, published: float) -> None:
-    load = speed.on_gpu(A100, SOME, QWEN_7B[format], 0, 28)
-    found = speed.decode([load], format=format, runtime=runtime)
-    assert found.expected == pytest.approx(published, rel=0.06)
-    assert found.low < published < found.high
+@pytest.mark.parametrize("model", PUBLISHED, ids=lambda model: model["name"])
+@pytest.mark.parametrize("runtime", ["vllm", "transformers"])
+def test_the_published_table_of_an_a100(runtime: str, model: dict[str, Any]) -> None:
+    """Small models too, which are bound by what each layer costs before anything is read."""
+    for format, published in model[runtime].items():
+        load = speed.on_gpu(A100, SOME, model["gb"][format] * 1e9, 0, model["layers"])
+        found = speed.decode([load], format=format, runtime=runtime)
+        assert found.expected == pytest.approx(published, rel=0.18), format
+        assert found.low < published < found.high
+
+
+def test_a_tiny_model_is_not_faster_than_its_launches() -> None:
+    tiny = speed.on_gpu(A100, SOME, 1e7, 0, 6)
+    found = {runtime: speed.decode([tiny], format="BF16", runtime=runtime) for runtime in ("vllm", "transformers")}
+    assert found["vllm"].expected < 700
+    assert found["transformers"].expected < 250
+    assert "launches" in found["transformers"].reasons[0]
 
 
 def test_four_bits_are_not_four_times_as_fast() -> None:
