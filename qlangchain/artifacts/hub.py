@@ -56,14 +56,16 @@ class Hub:
     """A model hub and the way to ask it. Light: nothing is imported or asked before the first call.
 
     `endpoint` is HF_ENDPOINT or https://huggingface.co unless given. `token` is a token, False for none, and where it
-    is None that of HF_TOKEN or of `hf auth login`. `deadline` is in seconds, for each call of a method. With
-    `offline` every method raises OfflineError; None reads QLANGCHAIN_OFFLINE and HF_HUB_OFFLINE.
+    is None that of HF_TOKEN or of `hf auth login`. `deadline` is in seconds, for each call of a method, and `until` a
+    time of `time.monotonic()` that no call goes beyond. With `offline` every method raises OfflineError; None reads
+    QLANGCHAIN_OFFLINE and HF_HUB_OFFLINE.
     """
 
     endpoint: str = ""
     token: str | bool | None = field(default=None, repr=False)
     deadline: float = DEADLINE
     offline: bool | None = None
+    until: float | None = None
 
     def __post_init__(self) -> None:
         endpoint = (self.endpoint or os.environ.get("HF_ENDPOINT", "") or hub_calls.DEFAULT_ENDPOINT).rstrip("/")
@@ -174,7 +176,8 @@ class Hub:
         if self.offline:
             raise OfflineError("The hub would have to be asked, and offline mode is on.")
         hub_calls.prepare()  # importing takes a second on a slow disk, which is not the hub's
-        return time.monotonic() + self.deadline
+        until = time.monotonic() + self.deadline
+        return until if self.until is None else min(until, self.until)
 
     def _listing(self, repo: str, revision: str | None, until: float) -> Listing:
         if repository_id(repo) is None:

@@ -98,6 +98,7 @@ def located(
     offline: bool,
     on: Hardware | None = None,
     refresh: bool = False,
+    until: float | None = None,
 ) -> tuple[Source, Requirements]:
     """Return the source of a model, and the requirements with what its name adds to them (`...:Q4_K_M`).
 
@@ -119,7 +120,7 @@ def located(
     methods = served(wanted, on)
 
     def find(refresh: bool) -> Source:
-        found = source_of(model, offline=offline, methods=methods, refresh=refresh)
+        found = source_of(model, offline=offline, methods=methods, refresh=refresh, until=until)
         return narrowed(found, asked) if asked else found
 
     def refuse_gated() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from qlangchain.artifacts.store import Store, Stored
 from qlangchain.errors import InvalidInputError, ModelNotFoundError
 from qlangchain.pipeline.offering import HUB
 from qlangchain.pipeline.planning import choose, located
-from qlangchain.pipeline.realizing import Watching, realize
+from qlangchain.pipeline.realizing import Watching, left, realize
 from qlangchain.pipeline.requirements import is_offline, requirements
 from qlangchain.pipeline.sources import id_of
 from qlangchain.selection.plan import Plan
@@ -78,11 +79,14 @@ def pull(
     """
     if locked is not None:
         return pull_locked(model, Path(locked), format=format, offline=offline, watching=watching)
+    until = None if watching.deadline is None else time.monotonic() + watching.deadline
     found = look(
-        model, method=method, format=format, revision=revision, hardware=hardware, use_case=use_case,
+        model, until=until, method=method, format=format, revision=revision, hardware=hardware, use_case=use_case,
         precision_required=precision_required, context_length=context_length, runtime=runtime,
         allow_produce=allow_produce, offline=offline,
     )  # fmt: skip
+    if until is not None:
+        watching = replace(watching, deadline=left(until))
     artifact = realize(found.source, found.plan, watching, offline=offline)
     if lock is not None:
         _pin(Path(lock), _with_revision(model, revision), artifact)
@@ -95,16 +99,20 @@ def look(
     revision: str | None = None,
     hardware: str | Hardware = "auto",
     offline: bool | None = None,
+    until: float | None = None,
     **asked: object,
 ) -> Pull:
-    """Say what `pull` would do with the same arguments; nothing is fetched but listings and headers."""
+    """Say what `pull` would do with the same arguments; nothing is fetched but listings and headers.
+
+    `until` is the time of `time.monotonic()` that this does not go beyond.
+    """
     on = hardware if isinstance(hardware, Hardware) else None
     wanted = requirements(hardware="auto" if on else str(hardware), **asked)  # type: ignore[arg-type]
     forbidden = is_offline(offline)
     named = _with_revision(model, revision)
     id = id_of(named)
     pinned = id is not None and id.is_pinned  # a commit never changes: what is here of it is what there is
-    source, wanted = located(named, wanted, offline=forbidden, on=on, refresh=not forbidden and not pinned)
+    source, wanted = located(named, wanted, offline=forbidden, on=on, refresh=not forbidden and not pinned, until=until)
     plan = choose(source, wanted, on)
     if source.hub is None:
         return Pull(plan, source)
@@ -155,8 +163,9 @@ def pull_locked(
         named = ", ".join(str(one.manifest.format) for one in entries)
         raise InvalidInputError(f"{path} pins {model} as {named}.", hint="Pass format= to say which.")
     manifest = entries[0].manifest
+    until = None if watching.deadline is None else time.monotonic() + watching.deadline
     stored = fetch_locked(
-        manifest, Store(settings.read().store), Hub(offline=is_offline(offline)),
+        manifest, Store(settings.read().store), Hub(offline=is_offline(offline), until=until),
         deadline=watching.deadline, progress=watching.fetched, cancel=watching.cancel,
     )  # fmt: skip
     return _as_artifact(stored)

@@ -110,8 +110,8 @@ def _fetch(
 ) -> Stored:
     """Fetch the first candidate that can be had; what cannot be is said in a warning."""
     assert source.hub is not None
-    hub, id = Hub(offline=offline), source.hub.id
     until = None if watching.deadline is None else time.monotonic() + watching.deadline
+    hub, id = Hub(offline=offline, until=until), source.hub.id
     for tries in range(_CANDIDATES):
         candidate, failed = first_that_passes(candidates, hub)
         for rejection in failed:
@@ -121,7 +121,7 @@ def _fetch(
             return fetch_candidate(
                 candidate, store, hub,
                 asked=id.repo, revision=id.revision,
-                deadline=None if until is None else max(0.1, until - time.monotonic()),
+                deadline=None if until is None else left(until),
                 progress=watching.fetched, cancel=watching.cancel,
             )  # fmt: skip
         except (AccessDeniedError, CorruptFileError, HubReplyError, ModelNotFoundError, UnsupportedModelError) as error:
@@ -137,6 +137,11 @@ def _fetch(
                 stacklevel=2,
             )
     raise AssertionError("the last candidate was returned or raised its error")
+
+
+def left(until: float) -> float:
+    """Return the seconds to a time of `time.monotonic()`, a moment at least, as they may be shown."""
+    return max(0.1, round(until - time.monotonic(), 2))
 
 
 def _make(source: Source, plan: Plan, store: Store, watching: Watching, offline: bool | None) -> Stored:

@@ -57,10 +57,12 @@ def source_of(
     offline: bool,
     methods: Sequence[Method] = (Method.GGUF,),
     refresh: bool = False,
+    until: float | None = None,
 ) -> Source:
     """Find a model: a path, "demo", or a hub id, whose artifacts in the store go before the hub.
 
-    `methods` are those that can be served here; with `refresh` the hub is asked in any case.
+    `methods` are those that can be served here; with `refresh` the hub is asked in any case. `until` is the time of
+    `time.monotonic()` that asking it does not go beyond.
 
     Raises:
         OfflineError: it is not on this machine, and offline mode is on.
@@ -75,12 +77,12 @@ def source_of(
         return _from_store(id, stored)
     if offline:
         raise OfflineError(f"{str(id)!r} is not on this machine, and offline mode is on.")
-    return from_hub(id, methods)
+    return from_hub(id, methods, until)
 
 
-def from_hub(id: ModelId, methods: Sequence[Method]) -> Source:
+def from_hub(id: ModelId, methods: Sequence[Method], until: float | None = None) -> Source:
     """Ask the hub what there is of a model, and read its shape."""
-    hub = Hub(offline=False)
+    hub = Hub(offline=False, until=until)
     found = finding.find(id, hub, methods=methods, curated=_trusted())
     return Source(_facts(found, hub), hub=found)
 

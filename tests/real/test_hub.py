@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from qlangchain.errors import (
     ChecksumError,
     CorruptFileError,
     HubReplyError,
+    HubUnreachableError,
     InvalidInputError,
     ModelNotFoundError,
     NoWeightsError,
@@ -285,6 +287,16 @@ def test_the_next_candidate_is_taken_where_the_first_cannot_be_had(
         assert pull(BASE, format="Q4_0").path.read_bytes() == other
     with pytest.raises((ChecksumError, HubReplyError)):
         pull(f"{CURATED}:Q4_0")
+
+
+@pytest.mark.parametrize("where", ["/api/models", "config.json", ".gguf", "objects"])
+def test_a_deadline_holds_for_the_whole(hub: StandIn, where: str) -> None:
+    for origin, method in (("hub", "GET"), ("hub", "HEAD"), ("storage", "GET")):
+        hub.fault("stall before headers", times=-1, origin=origin, method=method, path=where)
+    begun = time.monotonic()
+    with pytest.raises(HubUnreachableError):
+        pull(BASE, format="Q4_0", watching=pipeline.Watching(deadline=1.0))
+    assert time.monotonic() - begun < 20, "without it the hub would be waited for for 30 seconds"
 
 
 def test_offline_asks_nobody(hub: StandIn) -> None:
