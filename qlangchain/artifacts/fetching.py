@@ -6,13 +6,15 @@ import json
 import threading
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from qlangchain.artifacts.bounds import short
 from qlangchain.artifacts.candidates import Candidate, check_header
 from qlangchain.artifacts.download import FetchProgress, Wanted, fetch
 from qlangchain.artifacts.finding import facts_of
-from qlangchain.artifacts.headers import GgufHeader, read_gguf_header, read_safetensors_header
+from qlangchain.artifacts.headers import GgufHeader, check_servable, read_gguf_header, read_safetensors_header
 from qlangchain.artifacts.hub import Hub
 from qlangchain.artifacts.listing import Listing, RemoteFile
 from qlangchain.artifacts.manifest import Manifest, StoredFile
@@ -21,8 +23,12 @@ from qlangchain.artifacts.source import format_of
 from qlangchain.artifacts.store import Store, Stored
 from qlangchain.errors import CorruptFileError, ModelNotFoundError, QlangchainWarning, UnsupportedModelError
 
+T = TypeVar("T")
 Watch = Callable[[FetchProgress], None]
 _JSON: Final = 64 * 1024 * 1024  # bytes of a JSON file beside weights; tokenizers are the largest, at 30 MB
+
+
+_AS_UPLOADED: Final = "Every byte is as its publisher uploaded it: take another repository."
 
 
 def fetch_candidate(
@@ -150,13 +156,10 @@ def _verified(candidate: Candidate, blobs: Mapping[str, Path]) -> dict[str, Any]
 
     Digests prove that the bytes are the publisher's, not that they are a model.
     """
-    weights = [blobs[file.name] for file in candidate.variant.weights]
-    if candidate.variant.weights[0].name.lower().endswith(".gguf"):
-        headers = [read_gguf_header(path) for path in weights]
-        return _gguf_facts(candidate, headers)
-    tensors = 0
-    for path in weights:
-        tensors += len(read_safetensors_header(path).tensors)
+    weights = {file.name: blobs[file.name] for file in candidate.variant.weights}
+    if next(iter(weights)).lower().endswith(".gguf"):
+        return _gguf_facts(candidate, _gguf_headers(weights))
+    tensors = sum(len(_read(read_safetensors_header, path, name).tensors) for name, path in weights.items())
     config = _json(blobs.get("config.json"))
     if config.get("auto_map"):
         raise UnsupportedModelError(
@@ -164,6 +167,29 @@ def _verified(candidate: Candidate, blobs: Mapping[str, Path]) -> dict[str, Any]
         )
     names = ("model_type", "max_position_embeddings", "vocab_size", "num_hidden_layers", "hidden_size")
     return {"tensors": tensors, **{name: config[name] for name in names if isinstance(config.get(name), int | str)}}
+
+
+def _gguf_headers(weights: Mapping[str, Path]) -> list[GgufHeader]:
+    """Read the headers of a GGUF variant's files, and hold them to what an engine needs of a model in parts."""
+    headers = [replace(_read(read_gguf_header, path, name), path=Path(name)) for name, path in weights.items()]
+    names = {Path(name) for name in weights}
+    check_servable(headers[0], exists=names.__contains__)
+    for number, header in enumerate(headers):
+        said = header.metadata.get("split.no", 0), header.metadata.get("split.count", 0) or 1
+        if len(headers) > 1 and said != (number, len(headers)):
+            raise CorruptFileError(
+                f"{header.path} calls itself part {short(said[0])} of {short(said[1])} (from 0), not {number} of "
+                f"{len(headers)}.",
+                hint=_AS_UPLOADED,
+            )
+    return headers
+
+
+def _read(reader: Callable[[Path], T], path: Path, name: str) -> T:
+    try:
+        return reader(path)
+    except CorruptFileError as error:
+        raise CorruptFileError(error.message.replace(path.name, name), hint=_AS_UPLOADED) from error
 
 
 def _gguf_facts(candidate: Candidate, headers: list[GgufHeader]) -> dict[str, Any]:

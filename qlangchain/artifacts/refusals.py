@@ -71,7 +71,8 @@ def refusal(
         )
     if code == "RevisionNotFound":
         return RevisionNotFoundError(
-            f"{repo} has no revision {revision!r}.", hint="Pass a branch, a tag or a commit that is there, or none."
+            f"{repo} has no revision {revision or 'main'!r}.",
+            hint="Pass a branch, a tag or a commit that is there, or none.",
         )
     if code == "EntryNotFound" or (file is not None and not code and status in (404, 410)):
         return ModelNotFoundError(

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from qlangchain import catalog, settings
 from qlangchain.artifacts import finding
@@ -18,17 +18,28 @@ from qlangchain.artifacts.finding import HubModel
 from qlangchain.artifacts.headers import GgufHeader
 from qlangchain.artifacts.hub import Hub
 from qlangchain.artifacts.model_id import ModelId, parse
-from qlangchain.artifacts.names import parse_format
+from qlangchain.artifacts.names import nominal_bits, parse_format
 from qlangchain.artifacts.publishers import curated_publishers
 from qlangchain.artifacts.remote_header import read_remote_header
-from qlangchain.artifacts.source import Source, gguf_facts
+from qlangchain.artifacts.source import Source, format_of, gguf_facts
 from qlangchain.artifacts.store import Store, Stored
-from qlangchain.errors import InvalidInputError, ModelNotFoundError, NoWeightsError, OfflineError, QlangchainError
+from qlangchain.errors import (
+    CorruptFileError,
+    InvalidInputError,
+    ModelNotFoundError,
+    NoWeightsError,
+    OfflineError,
+    QlangchainError,
+    UnsupportedModelError,
+)
 from qlangchain.selection.architecture import from_config
 from qlangchain.selection.facts import ModelFacts
-from qlangchain.types import Method
+from qlangchain.types import Method, Rejection
 
 T = TypeVar("T")
+
+_MAX_UNNAMED: Final = 8  # headers that are read for the sake of their formats, of 1 to 12 MB each
+_BY_HEADER: Final = "Its format is read from its header, since its name does not tell it."
 
 
 def id_of(model: str | os.PathLike[str]) -> ModelId | None:
@@ -83,7 +94,7 @@ def source_of(
 def from_hub(id: ModelId, methods: Sequence[Method], until: float | None = None) -> Source:
     """Ask the hub what there is of a model, and read its shape."""
     hub = Hub(offline=False, until=until)
-    found = finding.find(id, hub, methods=methods, curated=_trusted())
+    found = _with_formats(finding.find(id, hub, methods=methods, curated=_trusted()), hub)
     return Source(_facts(found, hub), hub=found)
 
 
@@ -93,6 +104,30 @@ def _trusted() -> tuple[str, ...] | None:
     if own is None or own[0] != "+":
         return own
     return (*curated_publishers(), *own[1:])
+
+
+def _with_formats(found: HubModel, hub: Hub) -> HubModel:
+    """Read the headers of files whose names do not tell their format (model.gguf), as far as they are few."""
+    candidates, refused, reads = [], list(found.refused), 0
+    for candidate in found.candidates:
+        variant = candidate.variant
+        if variant.scheme is Method.GGUF and parse_format(variant.format) is None and reads < _MAX_UNNAMED:
+            reads += 1
+            try:
+                header = read_remote_header(hub, candidate.listing, variant.weights[0].name)
+            except (CorruptFileError, UnsupportedModelError) as error:
+                refused.append(Rejection(candidate.name, error.message))
+                continue
+            assert isinstance(header, GgufHeader)
+            format = format_of(header)
+            variant = replace(variant, format=format, bits=nominal_bits(format), notes=(_BY_HEADER,))
+        candidates.append(replace(candidate, variant=variant))
+    if found.candidates and not candidates:
+        raise NoWeightsError(
+            f"The hub has nothing for {found.id.repo} that can be used. {refused[-1].choice}: {refused[-1].reason}",
+            hint="Pass the id of another repository.",
+        )
+    return replace(found, candidates=tuple(candidates), refused=tuple(refused))
 
 
 def _facts(found: HubModel, hub: Hub) -> ModelFacts:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from gguf import GGUFReader, GGUFValueType, GGUFWriter
 from hub import TOKEN, StandIn, seeded
 
 from qlangchain import get_llm, pipeline, plan, pull
@@ -241,6 +242,63 @@ def test_what_cannot_be_had_is_said(hub: StandIn, model: str, error: type[Except
     hub.add("maker/pickles", {"pytorch_model.bin": b"x" * 100, "config.json": "{}"})
     with pytest.raises(error):
         pull(model, allow_produce=False)
+
+
+def in_parts(whole: Path, directory: Path, count: int) -> list[bytes]:
+    """A GGUF file cut into shards as llama-gguf-split does it: the metadata in the first, tensors in all."""
+    reader = GGUFReader(whole)
+    parts, step = [], -(-len(reader.tensors) // count)
+    for number in range(count):
+        writer = GGUFWriter(directory / f"part-{number}", "llama")
+        for field in reader.fields.values() if number == 0 else ():
+            if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+                content, kind = field.contents(), field.types[0]
+                if kind is GGUFValueType.ARRAY:
+                    writer.add_array(field.name, content)
+                else:
+                    writer.add_key_value(field.name, content, kind)
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", count)
+        writer.add_int32("split.tensors.count", len(reader.tensors))
+        for tensor in reader.tensors[number * step : (number + 1) * step]:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        parts.append((directory / f"part-{number}").read_bytes())
+    return parts
+
+
+def test_a_model_in_parts_comes_whole_or_not_at_all(hub: StandIn, ggufs: dict[str, Path], tmp_path: Path) -> None:
+    names = [f"Q8_0/tiny-chat-Q8_0-{number:05}-of-00003.gguf" for number in (1, 2, 3)]
+    parts = in_parts(ggufs["Q8_0"], tmp_path, 3)
+    beside = {"mmproj-F16.gguf": b"GGUF" + bytes(99), "imatrix.gguf": b"GGUF", "MTP/mtp-x-Q8_0.gguf": b"GGUF"}
+    hub.add("maker/parts-GGUF", {**dict(zip(names, parts, strict=True)), **beside}, licence="apache-2.0")
+    model = get_llm("maker/parts-GGUF", hardware="cpu", temperature=0, max_tokens=30)
+    assert "GPTQ" in model.invoke("What is GPTQ?")
+    (stored,) = Store(pipeline.planning.settings.read().store).list()
+    assert [file.name for file in stored.manifest.files] == names
+    for name, order, words in (
+        ("swapped", (0, 2, 1), "calls itself part 2 of 3"),
+        ("doubled", (0, 1, 1), "calls itself part 1 of 3"),
+        ("damaged", (0, 1), "-00003-of-00003.gguf cannot be used"),
+    ):
+        files = [parts[place] for place in order] + [b"GGUF" + bytes(500)]
+        hub.add(f"maker/{name}-GGUF", dict(zip(names, files, strict=False)), licence="apache-2.0")
+        with pytest.raises(CorruptFileError, match=words) as caught:
+            pull(f"maker/{name}-GGUF")
+        assert "another repository" in caught.value.hint
+
+
+def test_a_file_whose_name_tells_no_format_is_told_by_its_header(hub: StandIn, ggufs: dict[str, Path]) -> None:
+    hub.add("maker/plain", {"model.gguf": ggufs["Q5_1"]}, licence="apache-2.0")
+    artifact = pull("maker/plain")
+    assert (artifact.format, artifact.path.name) == ("Q5_1", "model.gguf")
+    assert pull("maker/plain:Q5_1", offline=True).path == artifact.path
+    hub.add("maker/broken", {"model.gguf": b"<!DOCTYPE html>" * 100}, licence="apache-2.0")
+    with pytest.raises(NoWeightsError, match="a web page"):
+        pull("maker/broken")
 
 
 GATED = "meta-llama/Llama-3.2-1B-Instruct"
