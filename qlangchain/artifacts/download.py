@@ -292,5 +292,5 @@ def _late(crew: _Crew, deadline: float | None) -> BaseException:
         return crew.errors[0]
     trouble = crew.stopping.trouble
     return HubUnreachableError(
-        f"The deadline of {deadline:g} s has passed{'; before that: ' + trouble if trouble else '.'}"
+        f"The {deadline:g} s for the download have passed{'; before that: ' + trouble if trouble else '.'}"
     )

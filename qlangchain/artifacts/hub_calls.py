@@ -26,6 +26,7 @@ from qlangchain.errors import (
     HubReplyError,
     HubUnreachableError,
     InvalidInputError,
+    MissingDependencyError,
     OfflineError,
     QlangchainError,
     UnsafeSourceError,
@@ -212,6 +213,10 @@ def _translated(error: Exception, scope: _Scope) -> Exception:
     response = getattr(error, "response", None) if isinstance(error, errors.HfHubHTTPError) else None
     if response is not None:
         return _refused(response.status_code, response.headers, scope)
+    if isinstance(error, ImportError):  # a socks:// proxy of the environment, for which httpx needs another package
+        return MissingDependencyError(
+            f"huggingface_hub cannot ask the hub: {error}.", hint="Install what it names, or unset ALL_PROXY."
+        )
     kinds = {cls.__name__ for cls in type(error).__mro__}
     if kinds & {"TooManyRedirects", "DecodingError", "InvalidURL", "UnsupportedProtocol", "LocalProtocolError"}:
         return HubReplyError(f"The hub's answer cannot be followed ({type(error).__name__}).")

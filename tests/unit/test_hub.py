@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import logging
 import os
@@ -451,6 +452,26 @@ def test_no_call_takes_longer_than_its_deadline(head: bytes) -> None:
             with pytest.raises(HubUnreachableError):
                 ask(REPO)
             assert time.monotonic() - began < 0.8 * 1.1 + 0.5
+
+
+def test_a_proxy_that_needs_another_package(stand_in: StandIn, tmp_path: Path) -> None:
+    """In a process of its own, because the library makes its client once; nothing is tried again in vain."""
+    if importlib.util.find_spec("socksio"):
+        pytest.skip("the package is there")
+    code = f"""
+from qlangchain.artifacts.hub import Hub
+from qlangchain.errors import MissingDependencyError
+try:
+    Hub(offline=False).listing({REPO!r})
+except MissingDependencyError as error:
+    print(error)
+"""
+    environment = os.environ | {
+        "HF_ENDPOINT": stand_in.url, "HF_HOME": str(tmp_path), "ALL_PROXY": "socks5://127.0.0.1:9", "NO_PROXY": "",
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }  # fmt: skip
+    shown = subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60, capture_output=True)
+    assert b"ALL_PROXY" in shown.stdout
 
 
 def test_nobody_there() -> None:
