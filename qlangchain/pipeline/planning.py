@@ -15,7 +15,7 @@ from qlangchain import settings
 from qlangchain.artifacts import records
 from qlangchain.artifacts.names import parse_format
 from qlangchain.artifacts.source import DEMO, DEMO_DIRECTORY, Source
-from qlangchain.errors import InvalidInputError, NoWeightsError
+from qlangchain.errors import InvalidInputError, MissingDependencyError, NoWeightsError
 from qlangchain.pipeline.engines import engine_facts, engines
 from qlangchain.pipeline.offering import offers
 from qlangchain.pipeline.requirements import is_offline, requirements
@@ -112,6 +112,9 @@ def located(
             )
         wanted = replace(wanted, format=id.format)
     asked = wanted.format if id is not None else None
+    named, rest = _method_in(asked or "")
+    if named is not None and wanted.method in (None, named):
+        wanted = replace(wanted, method=named, format=rest)
     mix = parse_format(asked or "")
     if mix is not None:
         wanted = replace(wanted, format=mix[1])
@@ -135,10 +138,21 @@ def located(
     if id is not None and source.hub is None and not offline and wanted.allow_download:
         try:
             choose(source, wanted, on)
-        except (InvalidInputError, NoWeightsError):
+        except (InvalidInputError, MissingDependencyError, NoWeightsError):
             source = find(refresh=True)
             refuse_gated()
     return source, wanted
+
+
+def _method_in(asked: str) -> tuple[Method | None, str | None]:
+    """Read AWQ, or GPTQ-INT8, where a format is asked for, as a method and a format."""
+    for method in (Method.GGUF, Method.GPTQ, Method.AWQ, Method.COMPRESSED_TENSORS):
+        word = method.value.upper()
+        if asked.upper() == word:
+            return method, None
+        if asked.upper().startswith(f"{word}-"):
+            return method, asked[len(word) + 1 :]
+    return None, None
 
 
 def served(wanted: Requirements, on: Hardware | None = None) -> tuple[Method, ...]:
@@ -149,13 +163,18 @@ def served(wanted: Requirements, on: Hardware | None = None) -> tuple[Method, ..
     return tuple(method for method in Method if any(method in one.methods and one.installed for one in able))
 
 
-def choose(source: Source, wanted: Requirements, on: Hardware | None = None) -> Plan:
-    """Plan for a source that has been located, on this machine or on `on`."""
-    return steps(source, wanted, on)[0]
+def choose(source: Source, wanted: Requirements, on: Hardware | None = None, *, installed: bool = False) -> Plan:
+    """Plan for a source that has been located, on this machine or on `on`; see `steps`."""
+    return steps(source, wanted, on, installed=installed)[0]
 
 
-def steps(source: Source, wanted: Requirements, on: Hardware | None = None) -> tuple[Plan, ...]:
-    """Return the plan and those to try in turn where an engine cannot do what was planned."""
+def steps(
+    source: Source, wanted: Requirements, on: Hardware | None = None, *, installed: bool = False
+) -> tuple[Plan, ...]:
+    """Return the plan and those to try in turn where an engine cannot do what was planned.
+
+    With `installed` every engine is taken to be there, as for weights that are only to be brought here.
+    """
     configured = settings.read()
     if wanted.runtime == "vllm" and source.quantization is not None:
         check_servable(
@@ -163,6 +182,8 @@ def steps(source: Source, wanted: Requirements, on: Hardware | None = None) -> t
         )
     detected = here.detect()
     able, elsewhere = _engines(wanted, on, detected)
+    if installed:
+        able = tuple(replace(one, installed=True) for one in able)
     ways = plans(
         wanted,
         on or detected,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from qlangchain.artifacts.hub import Hub
 from qlangchain.artifacts.lockfile import Locked
 from qlangchain.artifacts.source import Source, locate
 from qlangchain.artifacts.store import Store, Stored
-from qlangchain.errors import InvalidInputError, ModelNotFoundError
+from qlangchain.errors import InvalidInputError, MissingDependencyError, ModelNotFoundError, QlangchainWarning
 from qlangchain.pipeline.offering import HUB
 from qlangchain.pipeline.planning import choose, located
 from qlangchain.pipeline.realizing import Watching, left, realize
@@ -113,7 +114,11 @@ def look(
     id = id_of(named)
     pinned = id is not None and id.is_pinned  # a commit never changes: what is here of it is what there is
     source, wanted = located(named, wanted, offline=forbidden, on=on, refresh=not forbidden and not pinned, until=until)
-    plan = choose(source, wanted, on)
+    try:
+        plan = choose(source, wanted, on)
+    except MissingDependencyError as error:
+        plan = choose(source, wanted, on, installed=True)  # bringing it here needs no engine
+        warnings.warn(f"Nothing here can run it yet: {error}", QlangchainWarning, stacklevel=3)
     if source.hub is None:
         return Pull(plan, source)
     store = Store(settings.read().store)

@@ -17,6 +17,7 @@ from qlangchain.artifacts import source as local
 from qlangchain.artifacts.finding import HubModel
 from qlangchain.artifacts.headers import GgufHeader
 from qlangchain.artifacts.hub import Hub
+from qlangchain.artifacts.manifest import Manifest
 from qlangchain.artifacts.model_id import ModelId, parse
 from qlangchain.artifacts.names import nominal_bits, parse_format
 from qlangchain.artifacts.publishers import curated_publishers
@@ -164,9 +165,18 @@ def in_store(id: ModelId) -> list[Stored]:
         )
     ]
     if id.format is not None:
-        wanted = of_label(id.format, wanted, lambda one: (str(one.repo), str(one.format), str(one.header.get("label"))))
+        every = wanted
+        wanted = of_label(id.format, every, lambda one: (str(one.repo), str(one.format), str(one.header.get("label"))))
+        wanted += [one for one in every if id.format.casefold() in _with_method(one)]
+        wanted += [one for one in every if one.method is Method.NONE and one not in wanted]  # it may be made of these
     wanted.sort(key=lambda manifest: (manifest.created, manifest.id), reverse=True)
     return [stored for manifest in wanted if (stored := store.get(manifest.id)) is not None]
+
+
+def _with_method(manifest: Manifest) -> tuple[str, str]:
+    """Other words for what an artifact is: "awq", and "awq-int4"."""
+    method = str(manifest.method).casefold()
+    return method, f"{method}-{str(manifest.format).casefold()}"
 
 
 def of_label(asked: str, items: Iterable[T], key: Callable[[T], tuple[str, str, str]]) -> list[T]:

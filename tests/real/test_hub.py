@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import time
@@ -22,6 +23,7 @@ from qlangchain.errors import (
     HubReplyError,
     HubUnreachableError,
     InvalidInputError,
+    MissingDependencyError,
     ModelNotFoundError,
     NoWeightsError,
     OfflineError,
@@ -173,6 +175,11 @@ def test_what_nobody_has_published_is_made_from_the_base(hub: StandIn) -> None:
     artifact = pull(BASE, format="Q4_1")
     assert (artifact.origin, artifact.format) == (Origin.PRODUCED, "Q4_1")
     assert not any("GGUF" in str(seen.path) and seen.origin == "storage" for seen in hub.requests)
+    hub.requests.clear()
+    for words, format in ((BASE, "Q4_1"), (f"{BASE}:q4_1", None)):
+        assert pull(words, format=format, offline=True).path == artifact.path
+        assert pipeline.prepare(words, pipeline.requirements(hardware="cpu", format=format)).artifact == artifact
+    assert hub.requests == [], "what was made once is found by the same words"
 
 
 def test_a_stranger_that_is_another_model_is_found_out_by_its_header(
@@ -299,6 +306,29 @@ def test_a_file_whose_name_tells_no_format_is_told_by_its_header(hub: StandIn, g
     hub.add("maker/broken", {"model.gguf": b"<!DOCTYPE html>" * 100}, licence="apache-2.0")
     with pytest.raises(NoWeightsError, match="a web page"):
         pull("maker/broken")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is here")
+def test_weights_are_brought_before_their_engine_is_there(hub: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name says GPTQ and the config AWQ, which counts; by id, by method, and by the method in a format's place."""
+    monkeypatch.delenv("QLANGCHAIN_VLLM_PYTHON", raising=False)
+    awq = config() | {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}}
+    tags = [f"base_model:{BASE}", f"base_model:quantized:{BASE}", "awq"]
+    files = base_files() | {"config.json": json.dumps(awq)}
+    hub.add("maker/tiny-chat-GPTQ", files, licence="apache-2.0", config=awq, tags=tags)
+    with pytest.raises(MissingDependencyError, match="vllm"):
+        plan("maker/tiny-chat-GPTQ")
+    with pytest.warns(QlangchainWarning, match="Nothing here can run it yet"):
+        first = pull("maker/tiny-chat-GPTQ")
+    assert (first.method, first.format) == (Method.AWQ, "INT4")
+    assert (first.path / "model.safetensors").is_file()
+    for words, method in ((BASE, "awq"), (f"{BASE}:AWQ", None), (f"{BASE}:awq-int4", None)):
+        with pytest.warns(QlangchainWarning, match="Nothing here can run it yet"):
+            assert pull(words, method=method).path == first.path
+    hub.requests.clear()
+    with pytest.warns(QlangchainWarning, match="Nothing here can run it yet"):
+        assert pull(f"{BASE}:AWQ", offline=True).path == first.path
+    assert hub.requests == []
 
 
 GATED = "meta-llama/Llama-3.2-1B-Instruct"
