@@ -19,15 +19,22 @@ from qlangchain.artifacts.atomic import unwritable
 _FLAGS: Final = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 
+class DisturbedError(Exception):
+    """Another program has cut or lengthened a partial file while it was written."""
+
+
 class Partial:
     """An open partial file. Whoever opens it holds the lock of its digest.
 
     Every method raises DiskFullError where the disk is full, and ArtifactError where it refuses otherwise.
+    `is_disturbed` tells whether something else than this object may have written to it, so that what was hashed on its
+    way here need not be what lies here.
     """
 
     def __init__(self, path: Path, root: Path) -> None:
         """`root` is the store's, for messages. What is no regular file at `path` is removed."""
-        self._root = root
+        self._root, self._path = root, path
+        self._disturbed = False
         with self._disk():
             with contextlib.suppress(FileNotFoundError):
                 found = path.lstat()
@@ -36,6 +43,7 @@ class Partial:
                 elif not found.st_mode & stat.S_IWUSR:
                     path.chmod(0o644)  # whole and read-only: its process ended just before publishing it
             self._descriptor = os.open(path, _FLAGS, 0o644)
+            self._last = self._change()
 
     def __enter__(self) -> Self:
         return self
@@ -63,21 +71,54 @@ class Partial:
         return len(content)
 
     def append(self, piece: memoryview, *, at: int) -> None:
-        """Write `piece` at the end, which is at byte `at`; where the disk fails, nothing but a part of it is added."""
+        """Write `piece` at the end, which is at byte `at`; where the disk fails, nothing but a part of it is added.
+
+        Raises DisturbedError where the end is elsewhere.
+        """
         with self._disk():
+            if self._look().st_size != at:
+                raise DisturbedError
             os.lseek(self._descriptor, at, os.SEEK_SET)
             while piece:
                 piece = piece[os.write(self._descriptor, piece) :]
+            self._last = self._change()
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether its time has changed in between, or its name leads elsewhere."""
+        with self._disk():
+            found = self._look()
+            try:
+                named = self._path.lstat()
+            except FileNotFoundError:
+                return True
+            return self._disturbed or (named.st_ino, named.st_dev) != (found.st_ino, found.st_dev)
+
+    def stamp(self) -> list[int]:
+        """What changes when it is replaced or written to: size in bytes, time in ns, inode."""
+        with self._disk():
+            found = os.fstat(self._descriptor)
+            return [found.st_size, found.st_ctime_ns, found.st_ino]
+
+    def _look(self) -> os.stat_result:
+        found = os.fstat(self._descriptor)
+        self._disturbed |= found.st_ctime_ns != self._last
+        return found
+
+    def _change(self) -> int:
+        return os.fstat(self._descriptor).st_ctime_ns
 
     def truncate(self, size: int) -> None:
         """Cut it to `size` bytes."""
         with self._disk():
             os.ftruncate(self._descriptor, size)
+            self._last = self._change()
 
     def touch(self) -> None:
         """Set its time to now, for those who watch it."""
         with contextlib.suppress(OSError):
             os.utime(self._descriptor)
+            self._last = self._change()
 
     @contextlib.contextmanager
     def _disk(self) -> Iterator[None]:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from qlangchain.artifacts.atomic import git_blob_sum
+from qlangchain.artifacts.blobs import Stamp
 from qlangchain.artifacts.locating import Source
-from qlangchain.artifacts.partial import Partial, signs_of_life
+from qlangchain.artifacts.partial import DisturbedError, Partial, signs_of_life
 from qlangchain.artifacts.ranges import Span, in_order
 from qlangchain.artifacts.retries import FetchPolicy, TransientError, malformed, persist, unreachable
 from qlangchain.artifacts.stopping import Stopping
@@ -45,6 +46,7 @@ class Transfer:
         self._policy = policy
         self._stopping = stopping
         self._serves_ranges = True
+        self._left: Stamp | None = None  # of the partial file at the end of the last attempt
         self._sums = self._no_sums()
 
     def run(self) -> Path:
@@ -120,23 +122,33 @@ class Transfer:
                 logger.warning("%s holds more than the whole file; it is begun anew", partial)
                 file.truncate(0)
                 size = 0
-            if size < self._sums.position:
-                self._restart()
+            if self._sums.position and file.stamp() != self._left:
+                self._restart()  # it is not as the last attempt left it
             self._catch_up(file, size)
-            if size == self._file.size_bytes:
-                return
-            url = self._source.locate()
             try:
-                missing = self._file.size_bytes - size
-                if self._policy.connections > 1 and missing > self._policy.range_from and self._serves_ranges:
-                    self._stream_ranges(file, url)
-                else:
-                    self._stream(file, url)
-            except TransientError as error:
-                if error.status == 416:
-                    file.truncate(0)  # whatever it holds, the server does not know that much of it
-                    self._restart()
-                raise
+                if size < self._file.size_bytes:
+                    self._fetch_missing(file, size)
+            finally:
+                self._left = None if file.is_disturbed else file.stamp()
+            if self._left is None:
+                self._restart()
+                raise unreachable(f"Something else has written to {partial} while {self._wanted} came.")
+
+    def _fetch_missing(self, file: Partial, size: int) -> None:
+        url = self._source.locate()
+        try:
+            missing = self._file.size_bytes - size
+            if self._policy.connections > 1 and missing > self._policy.range_from and self._serves_ranges:
+                self._stream_ranges(file, url)
+            else:
+                self._stream(file, url)
+        except TransientError as error:
+            if error.status == 416:
+                file.truncate(0)  # whatever it holds, the server does not know that much of it
+                self._restart()
+            raise
+        except DisturbedError as error:
+            raise unreachable(f"Something else has cut or lengthened the file of {self._wanted}.") from error
 
     def _restart(self) -> None:
         self._sums = self._no_sums()

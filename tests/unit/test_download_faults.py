@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +17,7 @@ from unit.fetching import BYTES, CONFIG, DEADLINE, MODEL, QUICK, REPO, get, part
 from unit.fetching import hub as hub  # noqa: PLC0414 - a fixture
 from unit.fetching import store as store  # noqa: PLC0414 - a fixture
 
-from qlangchain.artifacts.download import fetch, read_range
+from qlangchain.artifacts.download import FetchPolicy, FetchProgress, fetch, read_range
 from qlangchain.artifacts.store import Store
 from qlangchain.errors import (
     AccessDeniedError,
@@ -75,6 +78,7 @@ OUTCOMES: dict[str, tuple[Outcome, Outcome]] = {
     "asks for the token": (None, HubReplyError),
 }
 OF_LISTINGS = {"lying listing size", "lying listing digest"}
+RANGES = replace(QUICK, range_from=100_000, range_bytes=50_000, connections=3)
 PASSING = [
     "reset before headers", "closed before headers", "stall before headers", "garbage", "408", "500", "503",
     "HTML page",
@@ -194,6 +198,45 @@ def test_whatever_an_earlier_process_left_is_checked(left: bytes, hub: StandIn, 
     store.partial(wanted(hub.repositories[REPO]).file.digest).write_bytes(left)
     assert get(hub, store)[MODEL].read_bytes() == BYTES
     assert (len(hub.requests) == 0) == (left == BYTES), "what is whole is published without asking"
+
+
+def overwrite(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(1000)
+        file.write(b"something else")
+
+
+def lengthen(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"!")
+
+
+def replace_it(path: Path) -> None:
+    other = path.with_name("other")
+    other.write_bytes(bytes(len(BYTES)))
+    other.replace(path)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [overwrite, replace_it, Path.unlink, lambda path: os.truncate(path, 500), lengthen],
+    ids=["overwritten", "replaced", "deleted", "cut", "lengthened"],
+)
+@pytest.mark.parametrize("policy", [QUICK, RANGES], ids=["stream", "ranges"])
+def test_what_others_do_to_the_partial_file_is_noticed(
+    spoil: Callable[[Path], object], policy: FetchPolicy, hub: StandIn, store: Store
+) -> None:
+    """What is hashed on its way to the disk proves nothing of what lies there, where something else writes as well."""
+    hub.rate = 1e6
+    done: list[int] = []
+
+    def progress(now: FetchProgress) -> None:
+        if now.done_bytes > 100_000 and not done:
+            spoil(store.partial(wanted(hub.repositories[REPO]).file.digest))
+            done.append(now.done_bytes)
+
+    assert get(hub, store, progress=progress, policy=policy)[MODEL].read_bytes() == BYTES
+    assert done and done[0] < len(BYTES)
 
 
 def test_a_link_in_the_place_of_the_partial_file_is_not_followed(hub: StandIn, store: Store) -> None:
