@@ -45,7 +45,7 @@ def engine_facts(runtime: str, target: Target, hardware: Hardware | None = None)
         sees = has_gpu and llamacpp.supports_gpu()
         return EngineFacts(runtime, version, gpu=sees, gpu_hint=llamacpp.gpu_hint(), methods=methods)
     if runtime == "vllm":
-        return _vllm(methods)
+        return _vllm(methods, None if hardware is None else hardware.has_gpu)
     if runtime == "transformers":
         return _transformers(has_gpu)
     return EngineFacts(runtime, runtime, gpu=target is not Target.CPU, methods=methods)
@@ -65,11 +65,11 @@ def _transformers(has_gpu: bool) -> EngineFacts:
     )  # fmt: skip
 
 
-def _vllm(methods: frozenset[Method]) -> EngineFacts:
+def _vllm(methods: frozenset[Method], has_gpu: bool | None) -> EngineFacts:
     from qlangchain.runtimes import vllm
 
     try:
-        build = vllm.find_build()
+        build = vllm.find_build(has_gpu)
     except MissingDependencyError as error:
         return EngineFacts(
             "vllm", "vLLM", False, gpu_hint=vllm.GPU_HINT, methods=methods, installed=False, install_hint=error.hint

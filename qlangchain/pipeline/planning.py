@@ -165,13 +165,18 @@ def served(wanted: Requirements, on: Hardware | None = None) -> tuple[Method, ..
 
 def choose(source: Source, wanted: Requirements, on: Hardware | None = None, *, installed: bool = False) -> Plan:
     """Plan for a source that has been located, on this machine or on `on`; see `steps`."""
-    return steps(source, wanted, on, installed=installed)[0]
+    return steps(source, wanted, on, installed=installed, figures=False)[0]
 
 
 def steps(
-    source: Source, wanted: Requirements, on: Hardware | None = None, *, installed: bool = False
+    source: Source,
+    wanted: Requirements,
+    on: Hardware | None = None,
+    *,
+    installed: bool = False,
+    figures: bool = True,
 ) -> tuple[Plan, ...]:
-    """Return the plan and those to try in turn where an engine cannot do what was planned.
+    """Return the plan and those to try in turn where an engine cannot do what was planned, each with its figures.
 
     With `installed` every engine is taken to be there, as for weights that are only to be brought here.
     """
@@ -180,7 +185,7 @@ def steps(
         check_servable(
             source.quantization, dict(wanted.engine_settings), on_gpu=engine_facts("vllm", wanted.hardware).gpu
         )
-    detected = here.detect()
+    detected = _this_machine() if on is None else here.detect()
     able, elsewhere = _engines(wanted, on, detected)
     if installed:
         able = tuple(replace(one, installed=True) for one in able)
@@ -193,8 +198,25 @@ def steps(
         threads=configured.threads if on is None else None,
         runs=records.recall(configured.store, Measurement) if on is None else (),
         verdicts=(*shipped_verdicts(source), *records.recall(configured.store, Verdict)),
+        figures=figures,
     )
     return tuple(replace(one, notices=(*one.notices, _ELSEWHERE)) for one in ways) if elsewhere else ways
+
+
+def _this_machine() -> Hardware:
+    """What there is, with the bandwidth of its memory: remembered, or else measured once, in a tenth of a second."""
+    found = here.detect()
+    if found.bandwidth_bytes is not None:
+        return found
+    figure, source = _measured_here(found.cpu, found.cores)
+    return replace(found, bandwidth_bytes=figure, sources={**found.sources, "bandwidth_bytes": source})
+
+
+@lru_cache(maxsize=4)
+def _measured_here(cpu: str, cores: int) -> tuple[int | None, str]:
+    # A store that cannot be written must not cost this at every plan.
+    found = here.with_bandwidth(here.detect(), settings.read().store)
+    return found.bandwidth_bytes, found.sources["bandwidth_bytes"]
 
 
 def _engines(wanted: Requirements, on: Hardware | None, detected: Hardware) -> tuple[tuple[EngineFacts, ...], bool]:

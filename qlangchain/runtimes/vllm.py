@@ -262,15 +262,15 @@ def check(path: Path, given: dict[str, Any], *, on_gpu: bool) -> sources.Source:
     return source
 
 
-def find_build() -> Build:
-    """Return the vLLM that is installed for qlangchain.
+def find_build(has_gpu: bool | None = None) -> Build:
+    """Return the vLLM that is installed for qlangchain, on a machine that has a GPU or not (None: look).
 
     Raises:
         MissingDependencyError: there is none; the hint has the command that installs it.
 
     """
     # On a machine without a GPU the build for GPUs would be of no use.
-    names = _TOOLCHAINS if hardware.detect().has_gpu else _TOOLCHAINS[::-1]
+    names = _TOOLCHAINS if (hardware.detect().has_gpu if has_gpu is None else has_gpu) else _TOOLCHAINS[::-1]
     python = environments.require(*names).python
     try:
         return _build(python, python.stat().st_mtime_ns)

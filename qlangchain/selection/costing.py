@@ -237,6 +237,18 @@ def _most_slots(one: Setting, weights: Weights, engine: EngineFacts, at: Situati
     return 1 << (max(1, min(DEFAULT_SLOTS, fit)).bit_length() - 1)
 
 
+def estimate(option: Option, setting: Setting, gpu_layers: int, at: Situation) -> Estimate | None:
+    """What an option needs and gives with other settings than its own; None where it would not fit."""
+    offer, engine = option.offer, option.engine
+    if engine.runtime in LLAMA and at.on_gpu(engine):
+        at = replace(at, wanted=replace(at.wanted, gpu_layers=gpu_layers))
+    weights = weights_of(offer, at.model)
+    found = place(engine, weights, setting, at)
+    if isinstance(found, Shortage):
+        return None
+    return _option(offer, engine, found, _speeds(offer, engine, weights, found, at), at, crowded=False).estimate
+
+
 def _option(
     offer: Offer, engine: EngineFacts, found: Place, speeds: _Speeds, at: Situation, *, crowded: bool
 ) -> Option:

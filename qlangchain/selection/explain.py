@@ -136,7 +136,8 @@ def _needs(estimate: Estimate) -> list[str]:
             "engine copies those weights into the order of its kernels."
         )
     if estimate.decode:
-        lines.append(f"It should write {speed(estimate.decode)} tokens per second.")
+        how = "; ".join(note.rstrip(".") for note in estimate.notes)
+        lines.append(f"It should write {speed(estimate.decode)} tokens per second{f' ({how})' if how else ''}.")
     loss = "" if estimate.loss is None else f" ({estimate.loss:.4g}, {estimate.loss_unit})"
     lines.append(f"Quality: {estimate.grade}{loss}; {estimate.quality_source}.")
     if estimate.fetch:

@@ -13,10 +13,13 @@ from qlangchain.selection.plan import Choice, Plan
 from qlangchain.types import Method, Rejection, Requirements, Target
 
 _CAN_CACHE_SMALLER = "llamacpp"  # the runtime whose KV cache can be held in q8_0
+_SPLITS = ("llamacpp", "llama-cpp-python")  # those that divide a model between GPU and CPU
 
 
-def ladder(plan: Plan, wanted: Requirements, *, can_shrink_cache: bool = True) -> tuple[Plan, ...]:
-    """Return the plan and its next-best ones, in the order to try them.
+def ladder(plan: Plan, wanted: Requirements, *, layers: int = 0, can_shrink_cache: bool = True) -> tuple[Plan, ...]:
+    """Return the plan and its next-best ones, in the order to try them; their estimates are still the plan's.
+
+    `layers` is how many the model has, 0 where that is not known.
 
     First fewer requests at once, then a KV cache in 8 bits, then half of the context and half again, then half of the
     layers on the GPU and none, then the next smaller format, and at last another engine.
@@ -47,8 +50,9 @@ def ladder(plan: Plan, wanted: Requirements, *, can_shrink_cache: bool = True) -
             half = steps[-1].context_length // 2
             step(f"a context of {half} tokens", context_length=half)
     if plan.gpu_layers and wanted.gpu_layers is None and wanted.hardware is not Target.GPU:
-        if plan.gpu_layers > 1:
-            step(f"{plan.gpu_layers // 2} layers on the GPU", gpu_layers=plan.gpu_layers // 2)
+        on_gpu = layers if plan.gpu_layers == -1 else plan.gpu_layers
+        if on_gpu > 1 and plan.runtime in _SPLITS:
+            step(f"{on_gpu // 2} layers on the GPU", gpu_layers=on_gpu // 2)
         step("no layers on the GPU", gpu_layers=0)
     if wanted.format is None:
         _formats(plan, wanted, step)

@@ -7,6 +7,7 @@ what there is, what fits with the context that is wanted, what a format costs in
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from qlangchain.errors import (
@@ -18,14 +19,14 @@ from qlangchain.errors import (
 )
 from qlangchain.selection import targets
 from qlangchain.selection.choose import choose_quantization_method
-from qlangchain.selection.costing import Misfit, Option, can_shrink_cache, context_of, cost
+from qlangchain.selection.costing import Misfit, Option, can_shrink_cache, context_of, cost, estimate
 from qlangchain.selection.explain import size
 from qlangchain.selection.facts import ModelFacts, Offer
 from qlangchain.selection.formats import canonical
 from qlangchain.selection.ladder import ladder
 from qlangchain.selection.ordering import Order
-from qlangchain.selection.placing import Situation
-from qlangchain.selection.plan import Choice, Plan
+from qlangchain.selection.placing import Setting, Situation
+from qlangchain.selection.plan import Choice, Estimate, Plan
 from qlangchain.selection.quality import Verdict
 from qlangchain.selection.speed import Measurement
 from qlangchain.types import EngineFacts, Hardware, Method, Origin, Rejection, Requirements, Target, UseCase
@@ -56,7 +57,10 @@ def make_plan(
         NoWeightsError: nothing is there and nothing can be made.
 
     """
-    return plans(requirements, hardware, model, offers, engines, threads=threads, runs=runs, verdicts=verdicts)[0]
+    every = plans(
+        requirements, hardware, model, offers, engines, threads=threads, runs=runs, verdicts=verdicts, figures=False
+    )
+    return every[0]
 
 
 def plans(
@@ -69,8 +73,12 @@ def plans(
     threads: int | None = None,
     runs: Sequence[Measurement] = (),
     verdicts: Sequence[Verdict] = (),
+    figures: bool = True,
 ) -> tuple[Plan, ...]:
-    """Return the plan of `make_plan`, and the ones to try in turn where an engine cannot do what was planned."""
+    """Return the plan of `make_plan`, and the ones to try in turn where an engine cannot do what was planned.
+
+    Without `figures` those keep the estimates of the plan, which saves the time of making them.
+    """
     targets.check(requirements)
     targets.check_hardware(hardware)
     every = (engines,) if isinstance(engines, EngineFacts) else tuple(engines)
@@ -119,7 +127,16 @@ def plans(
         estimate=chosen.estimate,
         runner_ups=tuple(_choice(option, chosen, order) for option in ranked[1:]),
     )
-    return ladder(plan, requirements, can_shrink_cache=can_shrink_cache(model))
+    steps = ladder(plan, requirements, layers=len(model.architecture.trunk), can_shrink_cache=can_shrink_cache(model))
+    return plan, *(replace(step, estimate=_of_step(step, ranked, at)) if figures else step for step in steps[1:])
+
+
+def _of_step(step: Plan, options: Sequence[Option], at: Situation) -> Estimate | None:
+    """What a step of the ladder needs and gives; None where it is predicted not to fit, and tried all the same."""
+    asked = (step.source, step.runtime, step.format)
+    option = next((one for one in options if (one.offer.key, one.engine.runtime, one.offer.format) == asked), None)
+    setting = Setting(step.context_length, step.slots, step.kv_type)
+    return None if option is None else estimate(option, setting, step.gpu_layers, at)
 
 
 def _allowed(wanted: Requirements, offers: Sequence[Offer], engines: Sequence[EngineFacts]) -> list[Offer]:
@@ -197,7 +214,7 @@ _HOW: Final = {
 
 
 def _reasons(chosen: Option, order: Order, at: Situation) -> list[str]:
-    estimate, wanted, setting = chosen.estimate, at.wanted, chosen.setting
+    figures, wanted, setting = chosen.estimate, at.wanted, chosen.setting
     said = []
     if wanted.format is not None:
         said.append(f"{chosen.offer.format}, as asked.")
@@ -216,7 +233,7 @@ def _reasons(chosen: Option, order: Order, at: Situation) -> list[str]:
         said.append("All layers are on the GPU.")
     elif chosen.gpu_layers:
         layers = min(chosen.gpu_layers, count)
-        said.append(f"{layers} of {count} layers are on the GPU: {size(estimate.gpu_free)} are free there.")
+        said.append(f"{layers} of {count} layers are on the GPU: {size(figures.gpu_free)} are free there.")
     elif at.on_gpu(chosen.engine):
         said.append(f"No layer has room on the GPU: {size(at.hardware.gpus[0].free_bytes)} are free there.")
     if chosen.off_gpu:

@@ -129,6 +129,7 @@ def _weights(
     return Weights(format, total, embedding, output, tuple(layers), tuple(experts), idle, exact, types)
 
 
+@lru_cache(maxsize=256)
 def file_bytes(model: Architecture, format: str, *, imatrix: bool = False, prediction: bool = True) -> int:
     """The predicted size of the file, in bytes: its tensors padded to 32 bytes, and its header.
 

@@ -349,6 +349,26 @@ def test_what_was_asked_for_by_name_stays(wanted: dict[str, Any]) -> None:
         assert {step.gpu_layers for step in steps} == {-1}
 
 
+def test_each_step_has_figures_of_its_own() -> None:
+    """A step down takes less than the one before, and says how much."""
+    steps = plans(Requirements(), CPU_BOX, MODEL, found("Q4_K_M", "Q2_K"), CPU_ENGINE)
+    taken = [step.estimate.memory for step in steps if step.estimate]
+    assert len(taken) == len(steps)
+    assert taken == sorted(taken, reverse=True)
+    assert len(set(taken)) == len(taken)
+    assert steps[-1].format == "Q2_K"
+    assert steps[-1].estimate and steps[-1].estimate.parts["weights"] < 4 * GIB
+    assert all(step.to_dict() == Plan.from_json(step.to_json()).to_dict() for step in steps)
+
+
+def test_a_model_that_is_all_on_the_gpu_gives_up_half_of_its_layers_first() -> None:
+    steps = plans(Requirements(), GPU_BOX, MODEL, found("Q4_K_M"), GPU_ENGINE)
+    assert list(dict.fromkeys(step.gpu_layers for step in steps)) == [-1, 16, 0]
+    gpu = [step.estimate.gpu for step in steps if step.estimate]
+    assert gpu == sorted(gpu, reverse=True)
+    assert gpu[-1] == 0
+
+
 def test_a_cache_that_would_end_the_engine_is_no_step() -> None:
     phi = ModelFacts("phi", replace(MODEL.architecture, name="phi3"))
     assert {step.kv_type for step in plans(Requirements(), CPU_BOX, phi, found("Q5_1"), CPU_ENGINE)} == {"f16"}
