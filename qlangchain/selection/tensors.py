@@ -54,7 +54,8 @@ class Tensor:
 
 @lru_cache(maxsize=512)
 def _is_sensitive(kind: str) -> bool:
-    return not kind.endswith(".weight") or "_norm." in kind or "ffn_gate_inp" in kind or "conv" in kind
+    small = ("_norm.", "ffn_gate_inp", "ssm_conv1d", "shortconv.conv.")
+    return not kind.endswith(".weight") or any(part in kind for part in small)
 
 
 @lru_cache(maxsize=32)
