@@ -204,9 +204,12 @@ def steps(
 
 
 def _this_machine() -> Hardware:
-    """What there is, with the bandwidth of its memory: remembered, or else measured once, in a tenth of a second."""
+    """What there is, with the bandwidth of its memory: remembered, or else measured once, in a tenth of a second.
+
+    What was measured on a busy machine is measured anew when it is idle.
+    """
     found = here.detect()
-    if found.bandwidth_bytes is not None:
+    if found.bandwidth_bytes is not None and "busy" not in found.sources["bandwidth_bytes"]:
         return found
     figure, source = _measured_here(found.cpu, found.cores)
     return replace(found, bandwidth_bytes=figure, sources={**found.sources, "bandwidth_bytes": source})

@@ -60,6 +60,7 @@ def prepare(
         chosen.threads,
         chosen.gpu_layers,
         kv_type=chosen.kv_type,
+        cpu_experts=chosen.cpu_experts,
         past_prompts=past_prompts(chosen.estimate.parts.get("kv", 0)) if chosen.estimate else 0,
         exact_context=chosen.runtime in DIRECTORY_RUNTIMES and wanted.context_length is not None,
         settings=wanted.engine_settings,

@@ -26,6 +26,9 @@ from typing import Any, NoReturn, TextIO
 
 from qlangchain.toolchains.child import end_with_parent, exit_at_end_of_stdin, kill_when_parent_dies
 
+# What llama.cpp's --n-cpu-moe says of one layer (common/common.h, LLM_FFN_EXPS_REGEX).
+EXPERTS = r"blk\.{}\.ffn_(up|down|gate|gate_up)_(ch|)exps=CPU"
+
 
 def main() -> None:
     """Read the one line of configuration, serve, and announce the port."""
@@ -64,6 +67,8 @@ def serve_in_process(config: dict[str, Any], announce: TextIO) -> NoReturn:
     params.cpuparams.n_threads = options["threads"]
     params.cpuparams_batch.n_threads = options["threads"]
     params.n_gpu_layers = options["gpu_layers"]
+    if options["cpu_experts"]:
+        params.tensor_buft_overrides = ",".join(map(EXPERTS.format, range(options["cpu_experts"])))
     cache_type = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{options.get('kv_type', 'f16').upper()}")
     params.cache_type_k = params.cache_type_v = cache_type
     # Prompts of the past are kept beside the slots' own caches: by default in up to 8 GiB, which no plan allows for.
@@ -104,6 +109,8 @@ def serve_binary(config: dict[str, Any], announce: TextIO) -> NoReturn:
         command += ["--embeddings", "--pooling", options["pooling"], "--batch-size", batch, "--ubatch-size", batch]
         command += ["--kv-unified"]
     # The key goes by the environment: a command line can be read by every user of the machine.
+    if options["cpu_experts"]:
+        command += ["--n-cpu-moe", str(options["cpu_experts"])]
     environment = {**os.environ, "LLAMA_API_KEY": config["api_key"]}
     child = subprocess.Popen(
         command,

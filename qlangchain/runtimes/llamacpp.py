@@ -73,6 +73,7 @@ class LlamaCpp:
                     "slots": options.slots,
                     "threads": options.threads,
                     "gpu_layers": options.gpu_layers,
+                    "cpu_experts": options.cpu_experts,
                     "kv_type": options.kv_type,
                     "pooling": options.pooling,
                     "checkpoints": CHECKPOINTS,

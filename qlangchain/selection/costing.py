@@ -38,8 +38,8 @@ _Speeds = tuple[speed.Speed, speed.Speed, speed.Speed]  # decode, prefill, all r
 class Option:
     """An offer on an engine that would work, with what it would be started with.
 
-    `crowded` says that it leaves other programs too little memory, even with one request at a time, `off_gpu` why
-    the GPU that is there is not used for it.
+    Of the first `cpu_experts` layers the experts stay on the CPU. `crowded` says that it leaves other programs too
+    little memory, even with one request at a time, `off_gpu` why the GPU that is there is not used for it.
     """
 
     offer: Offer
@@ -48,6 +48,7 @@ class Option:
     gpu_layers: int
     estimate: Estimate
     quality: Quality
+    cpu_experts: int = 0
     crowded: bool = False
     off_gpu: str = ""
 
@@ -206,7 +207,7 @@ def _widest(offer: Offer, engine: EngineFacts, weights: Weights, one: Setting, a
         found = place(engine, weights, replace(one, slots=slots), at)
         if isinstance(found, Place) and not _is_crowded(found, at):
             places.append(found)
-            if found.gpu_layers == least.gpu_layers:
+            if (found.gpu_layers, found.cpu_experts) == (least.gpu_layers, least.cpu_experts):
                 places.remove(least)  # what serves more requests at the same speed is better
                 break
         slots //= 2
@@ -237,13 +238,15 @@ def _most_slots(one: Setting, weights: Weights, engine: EngineFacts, at: Situati
     return 1 << (max(1, min(DEFAULT_SLOTS, fit)).bit_length() - 1)
 
 
-def estimate(option: Option, setting: Setting, gpu_layers: int, at: Situation) -> Estimate | None:
+def estimate(
+    option: Option, setting: Setting, gpu_layers: int, at: Situation, *, cpu_experts: int = 0
+) -> Estimate | None:
     """What an option needs and gives with other settings than its own; None where it would not fit."""
     offer, engine = option.offer, option.engine
     if engine.runtime in LLAMA and at.on_gpu(engine):
         at = replace(at, wanted=replace(at.wanted, gpu_layers=gpu_layers))
     weights = weights_of(offer, at.model)
-    found = place(engine, weights, setting, at)
+    found = place(engine, weights, setting, at, cpu_experts)
     if isinstance(found, Shortage):
         return None
     return _option(offer, engine, found, _speeds(offer, engine, weights, found, at), at, crowded=False).estimate
@@ -256,9 +259,6 @@ def _option(
     names = ("weights", "kv", "compute", "output", "checkpoints", "overhead")
     verdict = next((one for one in reversed(at.verdicts) if _is_about(one, offer, at.model)), None)
     judged = _judged(offer.format, at.model.parameters, _method(offer), offer.imatrix, verdict)
-    notes = speeds[0].reasons
-    if found.cpu_experts:
-        notes = (*notes, f"The experts of {found.cpu_experts} layers stay on the CPU.")
     estimate = Estimate(
         memory=cpu.total - cpu.margin,
         memory_free=at.hardware.memory_available,
@@ -277,9 +277,9 @@ def _option(
         fetch=offer.fetch_bytes,
         write=offer.write_bytes,
         cached=cpu.cached,
-        notes=notes,
+        notes=speeds[0].reasons,
     )
-    return Option(offer, engine, found.setting, found.gpu_layers, estimate, judged, crowded)
+    return Option(offer, engine, found.setting, found.gpu_layers, estimate, judged, found.cpu_experts, crowded)
 
 
 @lru_cache(maxsize=1024)
@@ -299,27 +299,21 @@ def _is_about(verdict: Verdict, offer: Offer, model: ModelFacts) -> bool:
 def _speeds(offer: Offer, engine: EngineFacts, weights: Weights, found: Place, at: Situation) -> _Speeds:
     model, hardware, cpu, gpu = at.model.architecture, at.hardware, found.cpu, found.gpu
     whole = max(weights.loaded, 1)  # an empty file is refused by who opens it, not here
-    read = speed.bytes_per_token(
-        whole,
-        embedding_bytes=weights.embedding,
-        tied=model.tied,
-        expert_bytes=sum(weights.experts),
-        experts=model.experts,
-        experts_used=_experts_used(model),
-    )
-    share = gpu.weights / ((gpu.weights + cpu.weights) or 1)
+    on_gpu, on_cpu = _read(model, weights, found)
+    read = on_gpu + on_cpu
+    # The cache of a layer lies where the layer does.
+    share = gpu.kv / (gpu.kv + cpu.kv) if gpu.kv + cpu.kv else float(bool(gpu.weights))
     kv = kv_per_request(found.setting, at.model) * _FILL
     count = len(model.trunk)
     loads = []
     if gpu.weights:
-        card = hardware.gpus[0]
-        loads.append(speed.on_gpu(card, hardware, read * share, kv * share, round(count * share)))
-    if share < 1:
+        loads.append(speed.on_gpu(hardware.gpus[0], hardware, on_gpu, kv * share, round(count * share)))
+    if on_cpu:
         rest = 1 - share
-        loads.append(speed.on_cpu(hardware, read * rest, kv * rest, round(count * rest), at.threads))
+        loads.append(speed.on_cpu(hardware, on_cpu, kv * rest, round(count * rest), at.threads))
     method = _method(offer)
     decode = speed.decode(loads, format=offer.format, runtime=engine.runtime, method=method)
-    device = "cpu" if not gpu.weights else "gpu" if share >= 0.999 else "hybrid"
+    device = "cpu" if not gpu.weights else "hybrid" if on_cpu else "gpu"
     corrected = speed.correct(
         decode, at.runs, machine=speed.machine_of(hardware), runtime=engine.runtime, device=device,
         format=offer.format, method=method, artifact=offer.key,
@@ -328,6 +322,29 @@ def _speeds(offer: Offer, engine: EngineFacts, weights: Weights, found: Place, a
     prefill = speed.prefill(loads, max(active, 1), gpus=hardware.gpus)
     cache_share = kv / (read + kv)
     return corrected, prefill, speed.throughput(corrected, prefill, found.setting.slots, kv_share=cache_share)
+
+
+def _read(model: Architecture, weights: Weights, found: Place) -> tuple[float, float]:
+    """The bytes of weights that are read for one token, of the GPU's memory and of the machine's.
+
+    Rows of the embedding are looked up; where it serves as the output too, the GPU has a copy of its own to read.
+    """
+
+    def read(held: float, experts: float, *, embedding: float = 0) -> float:
+        return speed.bytes_per_token(
+            held, embedding_bytes=embedding, tied=model.tied, expert_bytes=experts, experts=model.experts,
+            experts_used=_experts_used(model),
+        )  # fmt: skip
+
+    gpu, cpu, every = found.gpu.weights, found.cpu.weights, sum(weights.experts)
+    if not gpu:
+        return 0.0, read(max(weights.loaded, 1), every, embedding=weights.embedding)  # empty: refused by who opens it
+    if not cpu:  # an engine that takes all of it to the GPU
+        return read(gpu, every, embedding=weights.embedding), 0.0
+    if found.gpu_layers == -1 and not found.cpu_experts:
+        return read(gpu, every), 0.0
+    rest = max(cpu - weights.embedding, 0)
+    return read(gpu, found.gpu_experts), read(rest, every - found.gpu_experts)
 
 
 @lru_cache(maxsize=64)

@@ -51,9 +51,11 @@ def ladder(plan: Plan, wanted: Requirements, *, layers: int = 0, can_shrink_cach
             step(f"a context of {half} tokens", context_length=half)
     if plan.gpu_layers and wanted.gpu_layers is None and wanted.hardware is not Target.GPU:
         on_gpu = layers if plan.gpu_layers == -1 else plan.gpu_layers
+        if 0 < plan.cpu_experts < layers:
+            step("all experts on the CPU", cpu_experts=layers)
         if on_gpu > 1 and plan.runtime in _SPLITS:
             step(f"{on_gpu // 2} layers on the GPU", gpu_layers=on_gpu // 2)
-        step("no layers on the GPU", gpu_layers=0)
+        step("no layers on the GPU", gpu_layers=0, cpu_experts=0)
     if wanted.format is None:
         _formats(plan, wanted, step)
     return tuple(steps)
@@ -75,6 +77,7 @@ def _formats(plan: Plan, wanted: Requirements, step: object) -> None:
         changes |= {"origin": one.origin, "source": one.source}
         if one.runtime != plan.runtime:
             changes |= {"runtime": one.runtime, "gpu_layers": one.gpu_layers, "kv_type": one.kv_type}
+            changes["cpu_experts"] = one.cpu_experts
             changes |= {"library": "llama.cpp" if one.method is Method.GGUF else one.runtime}
         step(what, **changes)
 

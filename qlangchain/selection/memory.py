@@ -210,13 +210,15 @@ class Split:
     """Where the layers lie.
 
     `gpu_layers` is llama.cpp's `--n-gpu-layers` (one more than there are layers means everything), `cpu_experts` its
-    `--n-cpu-moe`: of so many layers, from the first, the experts stay on the CPU.
+    `--n-cpu-moe`: of so many layers, from the first, the experts stay on the CPU. `gpu_experts` are the bytes of those
+    that do not.
     """
 
     gpu_layers: int
     cpu_experts: int
     gpu: Memory
     cpu: Memory
+    gpu_experts: int = 0
 
     @property
     def gpu_share(self) -> float:
@@ -227,14 +229,15 @@ class Split:
 
 def split(
     model: Architecture, weights: Weights, load: Load, gpu_free: int, *, gpu_layers: int | None = None,
-    margin: int = GPU_MARGIN, experts_first: bool = True,
+    cpu_experts: int = 0, margin: int = GPU_MARGIN, experts_first: bool = True,
 ) -> Split:  # fmt: skip
     """Put as much as fits into `gpu_free` bytes of a GPU, the rest on the CPU.
 
     Layers go to the GPU from the last one on, and the output matrix before them, as llama.cpp counts them; the cache
     of a layer lies where the layer does. With `experts_first` a mixture keeps all layers on the GPU and gives up the
     experts of its first layers instead: they are most of its bytes and few of them are read for each token.
-    `gpu_layers` is a number that is asked for, -1 for all, whether it fits or not; None leaves it open.
+    `gpu_layers` is a number that is asked for, -1 for all, whether it fits or not, with `cpu_experts`; None leaves both
+    open.
     Source: llama.cpp, common/fit.cpp.
     """
     count = len(model.layers)
@@ -245,7 +248,7 @@ def split(
         )
     place = _Placement(model, weights, load, margin)
     if gpu_layers is not None:
-        return place.at(count + 1 if gpu_layers == -1 else min(gpu_layers, count + 1))
+        return place.at(count + 1 if gpu_layers == -1 else min(gpu_layers, count + 1), cpu_experts)
     low, high = 0, count + 1
     while low < high:  # the most layers that fit: each one takes something more
         middle = (low + high + 1) // 2
@@ -276,6 +279,7 @@ class _Placement:
         on_gpu = [index for index in range(first, count) if not model.layers[index].prediction]
         held = sum(weights.layers[index] for index in on_gpu)
         held -= sum(weights.experts[index] for index in on_gpu if index < cpu_experts)
+        experts = sum(weights.experts[index] for index in on_gpu if index >= cpu_experts)
         cached = sum(self._kv[index] for index in on_gpu)
         # A tied output is the embedding once more: rows are looked up on the CPU, whatever is on the GPU.
         output = (weights.output or weights.embedding) if on else 0
@@ -290,7 +294,7 @@ class _Placement:
             weights=on_cpu, kv=whole.kv - cached, compute=graph, output=whole.output, checkpoints=whole.checkpoints,
             overhead=whole.overhead, margin=_spare(model, on_cpu) + past_prompts(whole.kv),
         )  # fmt: skip
-        return Split(gpu_layers=gpu_layers, cpu_experts=cpu_experts, gpu=gpu, cpu=cpu)
+        return Split(gpu_layers=gpu_layers, cpu_experts=cpu_experts, gpu=gpu, cpu=cpu, gpu_experts=experts)
 
 
 def kv_bytes_per_token(layers: int, kv_heads: int, key_length: int, value_length: int, element_bytes: float = 2) -> int:

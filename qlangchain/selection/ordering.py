@@ -14,9 +14,10 @@ from qlangchain.selection.costing import DEFAULT_CONTEXT, Option
 from qlangchain.selection.explain import rate, size
 from qlangchain.selection.facts import ModelFacts, Offer
 from qlangchain.selection.formats import canonical
+from qlangchain.selection.placing import LLAMA
 from qlangchain.selection.plan import Range
 from qlangchain.selection.quality import GRADES, Quality
-from qlangchain.types import Method, Origin, Requirements, UseCase
+from qlangchain.types import Method, Origin, Requirements, Target, UseCase
 
 # The worst grade of quality (0 as the original ... 5 severe loss, selection/quality.py) that a use case takes while
 # there is anything better: with precision required, and without.
@@ -47,6 +48,9 @@ class Order:
             mine = _step(option.estimate.decode), _step(option.estimate.throughput)
             best = self._speeds.get(_kind(option), mine)
             self._speeds[_kind(option)] = max(best[0], mine[0]), max(best[1], mine[1])
+        self._divided = wanted.hardware is Target.HYBRID
+        # Where it can use the GPU, nothing else serves many requests as well (production's objective).
+        self._server = self._use_case is UseCase.PRODUCTION and any(map(_is_server, options))
         self._stands_in = row["method"] in _TABLES and not any(self.is_row(option.offer) for option in options)
 
     @property
@@ -85,6 +89,8 @@ class Order:
             "floor": max(0, estimate.rank - self._floor),
             "costly": _effort(offer) > self._least * _EFFORT[0] + _EFFORT[1],
             "context": max(0, self.context - option.setting.context),
+            "hybrid": self._divided and option.engine.runtime not in LLAMA,
+            "server": self._server and not _is_server(option),
             "table": not self._is_tables(offer),
             "cache": option.setting.kv_type != "f16",
             "crowded": option.crowded,
@@ -112,6 +118,10 @@ class Order:
             "context": f"it has room for {option.setting.context:,} tokens of context only",
             "table": f"the table says {_STAND_IN if self._stands_in else self.name}"
             f" (this one: {rate(_expected(mine.decode))} tokens/s, {mine.grade})",
+            "hybrid": f"{option.engine.runtime} cannot divide its {size(mine.parts.get('weights', 0))} of weights "
+            "between GPU and CPU",
+            "server": f"vLLM serves many requests at once better (this one: {rate(_expected(mine.throughput))} "
+            "tokens/s for all together)",
             "cache": f"its KV cache has room in {option.setting.kv_type} only",
             "crowded": f"it takes {size(mine.memory)} of the {size(mine.memory_free)} that are free",
             "speed": f"it would write {rate(_expected(mine.decode))} tokens/s, not {rate(_expected(best.decode))}",
@@ -130,6 +140,10 @@ class Order:
 def _effort(offer: Offer) -> int:
     # Writing to the own disk is quick beside fetching from afar.
     return offer.fetch_bytes + offer.write_bytes // 4
+
+
+def _is_server(option: Option) -> bool:
+    return option.engine.runtime == "vllm" and option.estimate.gpu > 0
 
 
 def _kind(option: Option) -> tuple[str, ...]:

@@ -25,8 +25,6 @@ LLAMA: Final = frozenset(("llamacpp", "llama-cpp-python"))
 _PROCESS: Final = {"transformers": 650 << 20, "vllm": 2048 << 20}
 _GIB: Final = 1 << 30
 _LEAST_MARGIN: Final = 256 << 20  # estimates of the other engines are off by more than llama.cpp's
-# Our process around llama.cpp is not told yet to keep the experts of single layers on the CPU.
-_EXPERTS_FIRST: Final = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +60,17 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A setting that fits, and where everything lies; `gpu_layers` is -1 for all of them."""
+    """A setting that fits, and where everything lies; `gpu_layers` is -1 for all of them.
+
+    Of the first `cpu_experts` layers the experts stay on the CPU; `gpu_experts` are the bytes of those that do not.
+    """
 
     setting: Setting
     cpu: memory.Memory
     gpu: memory.Memory
     gpu_layers: int = 0
     cpu_experts: int = 0
+    gpu_experts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +81,13 @@ class Shortage:
     missing: int
 
 
-def place(engine: EngineFacts, weights: Weights, setting: Setting, at: Situation) -> Place | Shortage:
-    """Lay out the weights, the cache and the buffers on the machine."""
+def place(
+    engine: EngineFacts, weights: Weights, setting: Setting, at: Situation, cpu_experts: int = 0
+) -> Place | Shortage:
+    """Lay out the weights, the cache and the buffers on the machine.
+
+    `cpu_experts` goes with a number of layers that is asked for; where that is left open, so are they.
+    """
     if engine.runtime not in LLAMA:
         return _other(engine, weights, setting, at)
     model, load, hardware = at.model.architecture, setting.load, at.hardware
@@ -89,13 +96,14 @@ def place(engine: EngineFacts, weights: Weights, setting: Setting, at: Situation
         found = Place(setting, memory.need(model, weights, load), memory.Memory())
         return _checked(found, hardware, gpu_free=0)
     free = gpu_free(hardware)
-    split = memory.split(model, weights, load, free, gpu_layers=asked, experts_first=_EXPERTS_FIRST)
+    split = memory.split(model, weights, load, free, gpu_layers=asked, cpu_experts=cpu_experts)
     whole = split.gpu_layers > len(model.layers) and not split.cpu_experts
     if at.target is Target.GPU and asked is None and not whole:
         needed = memory.split(model, weights, load, free, gpu_layers=-1).gpu.total
         return _shortage(setting, needed, free, "of the GPU's memory")
-    layers = asked if asked is not None else -1 if whole else split.gpu_layers
-    return _checked(Place(setting, split.cpu, split.gpu, layers, split.cpu_experts), hardware, gpu_free=free)
+    layers = asked if asked is not None else -1 if split.gpu_layers > len(model.layers) else split.gpu_layers
+    found = Place(setting, split.cpu, split.gpu, layers, split.cpu_experts, split.gpu_experts)
+    return _checked(found, hardware, gpu_free=free)
 
 
 def gpu_free(hardware: Hardware) -> int:

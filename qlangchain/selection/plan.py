@@ -76,6 +76,7 @@ class Choice:
     estimate: Estimate
     why: str = ""
     source: str = ""
+    cpu_experts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +84,9 @@ class Plan:
     """How a model will be run, with the reasons.
 
     `source` names the weights among the offers. `slots` is the number of requests that the engine decodes at once,
-    `kv_type` the type of its KV cache, `gpu_layers` the layers on the GPU (-1 for all). `runner_ups` would work as
-    well, the best first; `rejected` would not, each with the number or the fact that decided it.
+    `kv_type` the type of its KV cache, `gpu_layers` the layers on the GPU (-1 for all); the experts of the first
+    `cpu_experts` of them stay on the CPU all the same. `runner_ups` would work as well, the best first; `rejected`
+    would not, each with the number or the fact that decided it.
     """
 
     method: Method
@@ -96,6 +98,7 @@ class Plan:
     slots: int
     threads: int
     gpu_layers: int = 0
+    cpu_experts: int = 0
     reasons: tuple[str, ...] = ()
     rejected: tuple[Rejection, ...] = ()
     notices: tuple[str, ...] = ()

@@ -116,6 +116,7 @@ def plans(
         slots=chosen.setting.slots,
         threads=at.threads,
         gpu_layers=chosen.gpu_layers,
+        cpu_experts=chosen.cpu_experts,
         reasons=tuple(reasons),
         rejected=tuple(dict.fromkeys(rejected)),
         notices=tuple(notices),
@@ -136,7 +137,7 @@ def _of_step(step: Plan, options: Sequence[Option], at: Situation) -> Estimate |
     asked = (step.source, step.runtime, step.format)
     option = next((one for one in options if (one.offer.key, one.engine.runtime, one.offer.format) == asked), None)
     setting = Setting(step.context_length, step.slots, step.kv_type)
-    return None if option is None else estimate(option, setting, step.gpu_layers, at)
+    return None if option is None else estimate(option, setting, step.gpu_layers, at, cpu_experts=step.cpu_experts)
 
 
 def _allowed(wanted: Requirements, offers: Sequence[Offer], engines: Sequence[EngineFacts]) -> list[Offer]:
@@ -229,7 +230,12 @@ def _reasons(chosen: Option, order: Order, at: Situation) -> list[str]:
     elif setting.slots > 1:
         said.append(f"{many}: their KV cache takes at most a quarter of the free memory.")
     count = len(at.model.architecture.layers)
-    if chosen.gpu_layers == -1:
+    if chosen.cpu_experts:
+        said.append(
+            f"All layers are on the GPU but for the experts of {chosen.cpu_experts} of {count}: "
+            f"{size(figures.gpu_free)} are free there."
+        )
+    elif chosen.gpu_layers == -1:
         said.append("All layers are on the GPU.")
     elif chosen.gpu_layers:
         layers = min(chosen.gpu_layers, count)
@@ -296,6 +302,7 @@ def _choice(option: Option, chosen: Option, order: Order) -> Choice:
         slots=option.setting.slots,
         kv_type=option.setting.kv_type,
         gpu_layers=option.gpu_layers,
+        cpu_experts=option.cpu_experts,
         estimate=option.estimate,
         why=order.why_not(option, chosen),
         source=option.offer.key,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,13 +18,16 @@ import httpx
 import psutil
 import pytest
 from langchain_core.exceptions import ModelConnectionError, ModelError
+from virtual_gguf import real_bytes, write
 
 from qlangchain import get_chat_model, get_llm, pipeline
 from qlangchain.artifacts.source import DEMO_DIRECTORY
 from qlangchain.errors import EngineDiedError, EngineStartError
-from qlangchain.runtimes import pool
+from qlangchain.runtimes import host, pool
 from qlangchain.runtimes.client import Client
 from qlangchain.runtimes.llamacpp import LlamaCpp
+from qlangchain.selection.architecture import Architecture, from_config
+from qlangchain.selection.tensors import tensors
 from qlangchain.types import Artifact, EngineOptions, Method, Origin
 
 QUESTIONS = [
@@ -317,6 +321,42 @@ def test_a_file_that_the_engine_refuses_says_why(tmp_path: Path, spoil: str) -> 
     assert "exit code" not in caught.value.message
     assert caught.value.log
     assert not caught.value.is_retryable
+
+
+def mixture_shape() -> Architecture:
+    """Three layers of four experts."""
+    config = {
+        "model_type": "qwen3_moe", "hidden_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4, "head_dim": 64,
+        "num_key_value_heads": 2, "intermediate_size": 256, "vocab_size": 512, "max_position_embeddings": 512,
+        "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 256,
+    }  # fmt: skip
+    return from_config(config)
+
+
+def mixture(path: Path) -> Artifact:
+    """A mixture of random weights."""
+    model = mixture_shape()
+    listed = tensors(model)
+    at = write(path, model, {tensor.name: "F32" for tensor in listed}) - sum(4 * tensor.elements for tensor in listed)
+    with path.open("r+b") as file:
+        file.seek(at)
+        for seed, tensor in enumerate(listed):  # all of them fill whole blocks of 32 bytes
+            file.write(real_bytes(tensor, seed))
+    return Artifact(path, Method.GGUF, "F32", "1" * 64, path.stat().st_size, Origin.FOUND, "mixture")
+
+
+def test_the_engine_is_told_which_experts_stay_on_the_cpu(tmp_path: Path) -> None:
+    artifact = mixture(tmp_path / "mixture.gguf")
+    for experts in (2, 0):
+        engine = LlamaCpp(artifact, EngineOptions(context_length=256, cpu_experts=experts))
+        try:
+            assert engine.start().base_url
+            assert ("tensor overrides to CPU are used" in engine.supervisor.log) == bool(experts)
+        finally:
+            engine.stop()
+    pattern = host.EXPERTS.format(1).removesuffix("=CPU")
+    named = [tensor.name for tensor in tensors(mixture_shape()) if re.search(pattern, tensor.name)]
+    assert named == [f"blk.1.ffn_{name}_exps.weight" for name in ("gate", "up", "down")]
 
 
 def test_a_server_that_runs_already_is_used_through_its_url() -> None:

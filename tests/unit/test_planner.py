@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shapes import shape
 from unit.inventing import (
     AWQ,
     CPU_BOX,
@@ -40,9 +41,10 @@ from qlangchain.selection.costing import DEFAULT_CONTEXT
 from qlangchain.selection.facts import ModelFacts, Offer
 from qlangchain.selection.memory import kv_bytes_per_token, slots_that_fit
 from qlangchain.selection.plan import Plan
-from qlangchain.selection.planner import make_plan
+from qlangchain.selection.planner import make_plan, plans
 from qlangchain.selection.quality import Verdict
 from qlangchain.selection.speed import Measurement, machine_of
+from qlangchain.selection.weights import file_bytes
 from qlangchain.types import EngineFacts, Gpu, Hardware, Method, Origin, Requirements, Target, UseCase
 
 
@@ -374,6 +376,57 @@ def test_vllm_takes_its_share_of_the_gpu_and_never_more() -> None:
 def test_transformers_serves_one_request_at_a_time() -> None:
     chosen = plan([whole("BF16")], CPU_BOX, TRANSFORMERS)
     assert (chosen.runtime, chosen.slots, chosen.gpu_layers) == ("transformers", 1, 0)
+
+
+def test_a_mixture_keeps_its_experts_on_the_cpu_before_whole_layers() -> None:
+    mixture = ModelFacts("mixture", shape("qwen3-30b-a3b"))
+    offers = [replace(offer, size_bytes=file_bytes(mixture.architecture, "Q4_K_M")) for offer in produced("Q4_K_M")]
+    card = replace(GPU, total_bytes=12 * GIB, free_bytes=12 * GIB, bandwidth_bytes=360 * 10**9)
+    chosen = plan(offers, replace(CPU_BOX, gpus=(card,)), GPU_ENGINE, model=mixture, concurrency=1)
+    assert chosen.gpu_layers == -1
+    assert 0 < chosen.cpu_experts < len(mixture.architecture.layers)
+    assert any(f"the experts of {chosen.cpu_experts} of 48" in reason for reason in chosen.reasons)
+    assert chosen.estimate and chosen.estimate.decode
+    assert Plan.from_json(chosen.to_json()) == chosen
+    # As many bytes on the card as whole layers are far slower: all of their experts' bytes, an eighth of them read.
+    layers = plan(offers, replace(CPU_BOX, gpus=(card,)), GPU_ENGINE, model=mixture, concurrency=1, gpu_layers=24)
+    assert layers.cpu_experts == 0
+    assert layers.estimate and layers.estimate.decode
+    assert chosen.estimate.decode.expected > 1.2 * layers.estimate.decode.expected
+    steps = plans(Requirements(concurrency=1), replace(CPU_BOX, gpus=(card,)), mixture, offers, GPU_ENGINE)
+    ways = list(dict.fromkeys((step.gpu_layers, step.cpu_experts) for step in steps))
+    assert ways == [(-1, chosen.cpu_experts), (-1, 48), (24, 48), (0, 0)]
+
+
+def test_what_is_looked_up_on_the_cpu_does_not_slow_a_model_that_is_all_on_the_gpu() -> None:
+    """Of the embedding, which stays in the machine's memory, one row is read for a token."""
+    chosen = plan(found("Q4_K_M"), GPU_BOX, GPU_ENGINE, concurrency=1)
+    assert chosen.gpu_layers == -1
+    assert chosen.estimate and chosen.estimate.decode
+    assert all(not note.startswith("cpu:") for note in chosen.estimate.notes)
+    assert chosen.estimate.decode.expected > 80
+
+
+@pytest.mark.parametrize("format", ["Q4_K_M", "Q8_0"])
+def test_hybrid_means_an_engine_that_can_divide_a_model(format: str) -> None:
+    offers = [*found(format), AWQ, whole("BF16", 12 * GIB)]
+    for use_case in UseCase:
+        chosen = plan(offers, GPU_BOX, (GPU_ENGINE, VLLM), hardware=Target.HYBRID, use_case=use_case)
+        if use_case is not UseCase.RESEARCH or format == "Q8_0":
+            assert chosen.runtime == "llamacpp", use_case
+            assert any("divide" in one.why for one in chosen.runner_ups) or use_case is UseCase.RESEARCH
+
+
+def test_production_is_served_by_vllm_where_it_can_use_the_gpu() -> None:
+    """On Volta it has no kernel for the table's AWQ; transformers, which could, answers one request at a time."""
+    volta = replace(GPU, name="V100", compute_capability=(7, 0), total_bytes=32 * GIB, free_bytes=32 * GIB)
+    engines = (GPU_ENGINE, VLLM, replace(TRANSFORMERS, gpu=True))
+    offers = [*found("Q4_K_M"), AWQ, GPTQ]
+    chosen = plan(offers, replace(CPU_BOX, gpus=(volta,)), engines, use_case=UseCase.PRODUCTION)
+    assert (chosen.runtime, chosen.method) == ("vllm", Method.GPTQ)
+    assert any("instead of the table's AWQ INT4" in reason for reason in chosen.reasons)
+    personal = plan(offers, replace(CPU_BOX, gpus=(volta,)), (GPU_ENGINE,), use_case=UseCase.PRODUCTION)
+    assert personal.runtime == "llamacpp"
 
 
 def test_two_cards_are_counted_together_each_with_its_own_overhead() -> None:
