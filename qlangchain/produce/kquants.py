@@ -23,7 +23,6 @@ from qlangchain.artifacts.headers import check_servable, read_gguf_header
 from qlangchain.errors import ArtifactError, InvalidInputError, MissingDependencyError, ProductionError
 from qlangchain.produce import gguf_check
 from qlangchain.produce import imatrix as matrices
-from qlangchain.produce.checkpoint import open_checkpoint
 from qlangchain.produce.gguf import (
     FILE_TYPES,
     IMATRIX_FILE_TYPES,
@@ -72,7 +71,7 @@ def produce_k_gguf(
     """
     check_matrix(format, imatrix is not None)
     tool = quantizer()
-    plan = plan_gguf(source, _precision(source), name=name)
+    plan = _whole(source, name)
     if imatrix is not None:
         matrices.read(imatrix).check({layout.name: layout.shape for layout, _ in plan.tensors})
     for notice in notices(plan):
@@ -144,9 +143,11 @@ def quantizer() -> Quantizer:
     )
 
 
-def _precision(source: Path) -> str:
-    dtypes = open_checkpoint(source).dtypes()
-    return dtypes.pop() if len(dtypes) == 1 else "F32"
+def _whole(source: Path, name: str | None) -> GgufPlan:
+    """The plan of the intermediate file, in the precision of the weights."""
+    plan = plan_gguf(source, "F32", name=name)
+    dtypes = plan.checkpoint.dtypes()
+    return plan if len(dtypes) != 1 else plan_gguf(source, dtypes.pop(), name=name)
 
 
 def notices(plan: GgufPlan) -> list[str]:

@@ -13,7 +13,7 @@ from unit.tiny_model import write_safetensors as write
 
 from qlangchain.artifacts.headers import check_servable, read_gguf_header
 from qlangchain.errors import CorruptFileError, ProductionError, UnsupportedModelError
-from qlangchain.produce import gguf_check
+from qlangchain.produce import gguf_check, kquants
 from qlangchain.produce.families import families
 from qlangchain.produce.gguf import plan_gguf, produce_gguf
 from qlangchain.produce.model_config import read_config
@@ -50,7 +50,7 @@ def make(directory: Path, prefix: str = "", **config: Any) -> Path:
     weights = {name: random.standard_normal(shape, np.float32) for name, shape in shapes.items()}
     if prefix:
         weights = {name.replace("model.", prefix, 1): values for name, values in weights.items()}
-        weights["vision_tower.patch.weight"] = np.ones((3, 3), np.float32)
+        weights["vision_tower.patch.weight"] = np.ones((2, 3, 4, 4), np.float32)
     directory.mkdir(exist_ok=True)
     write(directory / "model.safetensors", weights)
     (directory / "config.json").write_text(json.dumps(whole))
@@ -109,6 +109,7 @@ def test_the_text_model_of_one_that_sees(tmp_path: Path, prefix: str, caplog: py
     assert "its eyes are left out" in caplog.text
     plain = produce_gguf(make(tmp_path / "plain", **GEMMA), tmp_path / "plain.gguf", "F32", name="x")
     assert read_back(seen) == read_back(plain)
+    assert kquants._whole(whole, None).format == "F32"  # what llama.cpp's quantizer is given
 
 
 def test_phi_3_with_factors_for_long_texts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
