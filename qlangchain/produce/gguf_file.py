@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from qlangchain.artifacts.headers import GGML_TYPES
-from qlangchain.errors import CorruptFileError, DiskFullError, InvalidInputError, ProductionError
+from qlangchain.artifacts.locks import hold
+from qlangchain.errors import (
+    ArtifactError,
+    CorruptFileError,
+    DiskFullError,
+    InvalidInputError,
+    ProductionError,
+    StoreLockedError,
+)
 
 ALIGNMENT = 32
 _TYPES = {name: (number, block, size) for number, (name, block, size) in GGML_TYPES.items()}
@@ -122,35 +129,65 @@ def check_room(directory: Path, size: int) -> None:
 
 
 @contextmanager
+def workroom(target: Path) -> Iterator[Path]:
+    """Yield a hidden directory beside the file `target`, empty, for one process at a time.
+
+    It is removed at the end, and what a kill left in it at the next beginning. Raises `StoreLockedError` where
+    another process makes the same file, and `InvalidInputError`.
+    """
+    if target.is_dir():
+        raise InvalidInputError(f"{target} is a directory.", hint="Pass the path of the file to write.")
+    room = target.with_name(f".{target.name}.making")
+    try:
+        with hold(room, "work", what=f"making {target.name}", timeout=1.0):
+            for path in room.iterdir():
+                if path.name not in ("work.lock", "work.holder"):
+                    path.unlink()
+            yield room
+            shutil.rmtree(room, ignore_errors=True)  # while it is locked, so that nobody else has begun in it
+    except StoreLockedError:
+        raise
+    except BaseException:
+        shutil.rmtree(room, ignore_errors=True)
+        raise
+
+
+def clear(target: Path) -> None:
+    """Remove what a kill left of making the file `target`, unless somebody is at it."""
+    if target.with_name(f".{target.name}.making").is_dir():
+        with suppress(ArtifactError), workroom(target):
+            pass
+
+
+@contextmanager
 def published(target: Path, size: int, verify: Callable[[Path], object]) -> Iterator[Path]:
     """Yield a temporary path beside `target`; what is written there becomes `target` when the block ends well.
 
     `size` is the number of bytes to come (asked of the disk before), `verify` is called with the finished
     file before it is renamed. However the block ends otherwise, an exception or Ctrl-C, the temporary file is
-    removed and `target` stays as it was. Raises `DiskFullError`, `ProductionError`, and what `verify` raises.
+    removed and `target` stays as it was. Raises `DiskFullError`, `ProductionError`, and what `verify` and
+    `workroom` raise.
     """
-    if target.is_dir():
-        raise InvalidInputError(f"{target} is a directory.", hint="Pass the path of the file to write.")
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    with workroom(target) as room, moved(room / "out.gguf", target, size, verify) as temporary:
+        yield temporary
+
+
+@contextmanager
+def moved(temporary: Path, target: Path, size: int, verify: Callable[[Path], object]) -> Iterator[Path]:
+    """Like `published`, for a path in a workroom that is open already."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         check_room(target.parent, size)
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         verify(temporary)
         os.replace(temporary, target)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in _FULL:
+    except OSError as error:
+        if error.errno in _FULL:
             raise DiskFullError(
                 f"The disk of {target} is full; nothing was written.", hint="Free some disk and call again."
             ) from error
-        if isinstance(error, OSError):
-            raise ProductionError(
-                f"{target} could not be written: {error}.", hint="Nothing was left behind."
-            ) from error
-        raise
+        raise ProductionError(f"{target} could not be written: {error}.", hint="Nothing was left behind.") from error
     _sync_directory(target.parent)
 
 

@@ -32,7 +32,7 @@ from qlangchain.produce.gguf import (
     verify_gguf,
     write_gguf,
 )
-from qlangchain.produce.gguf_file import check_room, published
+from qlangchain.produce.gguf_file import check_room, moved, workroom
 from qlangchain.toolchains import environments, worker
 
 logger = logging.getLogger(__name__)
@@ -83,16 +83,18 @@ def produce_k_gguf(
         if progress:
             progress(done, 2 * plan.nbytes)
 
-    with tempfile.TemporaryDirectory(prefix=".quantize-", dir=target.parent) as scratch:
-        whole = Path(scratch) / "whole.gguf"
+    with (
+        workroom(target) as room,
+        moved(room / "out.gguf", target, plan.nbytes, lambda path: _verify(path, plan, format)) as temporary,
+    ):
+        whole = room / "whole.gguf"
         with whole.open("xb") as file:
             write_gguf(plan, file, lambda done, _: report(done))
         verify_gguf(whole, plan)
-        with published(target, plan.nbytes, lambda path: _verify(path, plan, format)) as temporary:
-            _run(
-                tool, whole, temporary, format, imatrix,
-                lambda share: report(plan.nbytes + int(share * plan.nbytes)), cancel,
-            )  # fmt: skip
+        _run(
+            tool, whole, temporary, format, imatrix,
+            lambda share: report(plan.nbytes + int(share * plan.nbytes)), cancel,
+        )  # fmt: skip
     return target
 
 

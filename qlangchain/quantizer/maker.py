@@ -190,7 +190,7 @@ class ModelQuantizer:
         Raises what `produce.gguf.produce_gguf` and `produce.imatrix.collect` raise.
 
         """
-        from qlangchain.produce import kquants
+        from qlangchain.produce import gguf_file, kquants
 
         word = format.strip().upper()
         kquants.check_format(word)
@@ -211,7 +211,10 @@ class ModelQuantizer:
         }  # fmt: skip
         start = time.monotonic()
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        found = worker.run(f"{_JOBS}:gguf", arguments, **self._watching)
+        try:
+            found = worker.run(f"{_JOBS}:gguf", arguments, **self._watching)
+        finally:
+            gguf_file.clear(target)  # where the child was killed
         self._done(found, target, "GGUF", word, start)
         return target
 

@@ -23,6 +23,7 @@ from qlangchain.errors import (
     MissingDependencyError,
     ProductionError,
     QlangchainError,
+    StoreLockedError,
 )
 from qlangchain.produce import gguf, kquants
 from qlangchain.produce.gguf import produce_gguf
@@ -109,8 +110,25 @@ def test_a_real_end_in_the_middle(make: Make, room: Path, how: str, answer: str)
     )  # fmt: skip
     assert done.stdout.strip() == answer, done.stderr
     assert (room / "out.gguf").read_bytes() == b"older"
-    if how == "limit":
-        assert nothing_else(room) == ["out.gguf"]
+    if how == "kill":
+        assert nothing_else(room) != ["out.gguf"]  # what only a kill leaves is removed by the next run
+        produce_gguf(source, room / "out.gguf", "Q8_0")
+    assert nothing_else(room) == ["out.gguf"]
+
+
+def test_two_at_one_file_do_not_disturb_each_other(make: Make, room: Path) -> None:
+    source = make()
+
+    def second(done: int, total: int) -> None:
+        if not refused:
+            with pytest.raises(StoreLockedError, match="making out"):
+                refused.append(produce_gguf(source, room / "out.gguf", "Q8_0"))
+            refused.append(True)
+
+    refused: list[Any] = []
+    produce_gguf(source, room / "out.gguf", "Q4_0", progress=second)
+    assert refused == [True] and nothing_else(room) == ["out.gguf"]
+    check_servable(read_gguf_header(room / "out.gguf"))
 
 
 def test_progress_ends_at_the_file_s_size(make: Make, tmp_path: Path) -> None:

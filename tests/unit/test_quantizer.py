@@ -150,7 +150,7 @@ def test_a_killed_child_leaves_nothing_that_is_found(make: Make, tmp_path: Path)
 
     with pytest.raises(ProductionError, match="was killed"):
         quantize(make(), "gguf", out, format="Q4_0", progress=kill)
-    assert not [name for name in names(out) if name.endswith(".gguf")]
+    assert names(out) == []
     made = quantize(make(), "gguf", out, format="Q4_0", divergence=False)
     assert read_gguf_header(made.path).metadata["general.name"] == "Tiny"
 
