@@ -260,7 +260,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     file = path / "config.json"
     if not file.is_file():
-        raise NoWeightsError(f"{path} holds weights but no config.json.", hint="Fetch the whole model directory.")
+        raise NoWeightsError(f"{path} holds no config.json.", hint="Fetch the whole model directory.")
     try:
         if file.stat().st_size > _MAX_CONFIG:
             raise ValueError("too large")

@@ -30,7 +30,7 @@ class AwqRecipe:
     group_size: int = 128
 
     def __post_init__(self) -> None:
-        if self.bits != 4:
+        if type(self.bits) is not int or self.bits != 4:
             raise InvalidInputError(
                 f"AWQ in {self.bits!r} bits does not exist: its format has 4.", hint="Choose bits=4, or GPTQ for 8."
             )

@@ -67,8 +67,7 @@ def samples_of(
 
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise InvalidInputError("The calibration texts are no list of strings.", hint="Pass [text, ...].")
-    if samples is not None and samples < 1:
-        raise InvalidInputError(f"samples={samples} is below one.", hint="Pass a whole number, or None.")
+    check_counts(samples, length)
     first = _first_tokens(tokenizer)
     if length < len(first) + 8:
         raise InvalidInputError(f"A sequence length of {length} is too short.", hint="Pass 128 or more; 512 is usual.")
@@ -88,6 +87,15 @@ def samples_of(
     count = samples if samples is not None else min(there, SAMPLES)
     starts = [place * (len(ids) - each) // max(1, count - 1) for place in range(count)]
     return torch.tensor([first + ids[start : start + each] for start in starts])
+
+
+def check_counts(samples: int | None, length: int | None) -> None:
+    """Raise `InvalidInputError` where the samples or their length, None for the usual, are not whole numbers from 1."""
+    for name, value in (("samples", samples), ("sequence_length", length)):
+        if value is not None and (type(value) is not int or value < 1):
+            raise InvalidInputError(
+                f"{name}={value!r:.40} is not a whole number above zero.", hint="Pass one, or None for what is usual."
+            )
 
 
 def _first_tokens(tokenizer: Any) -> list[int]:

@@ -242,12 +242,8 @@ def run_block(block: nn.Module, hidden: Tensor, arguments: Mapping[str, Any]) ->
     return out[0] if isinstance(out, tuple) else out  # type: ignore[no-any-return]
 
 
-def _architecture(raw: Mapping[str, Any]) -> Architecture:
-    if raw.get("auto_map"):
-        raise UnsafeWeightsError(
-            "config.json asks for code of its own (auto_map), and qlangchain never runs a model's code.",
-            hint="Pass a model whose architecture transformers itself knows.",
-        )
+def refuse_quantized(raw: Mapping[str, Any]) -> None:
+    """Raise `UnsupportedModelError` where a config.json says that the weights are quantized already."""
     for key in ("quantization_config", "compression_config"):
         if quantization := raw.get(key):
             method = quantization.get("quant_method", "?") if isinstance(quantization, dict) else "?"
@@ -255,6 +251,15 @@ def _architecture(raw: Mapping[str, Any]) -> Architecture:
                 f"This model is already quantized ({method}); quantizing it again would lose quality twice.",
                 hint="Pass the original model, in BF16, F16 or F32.",
             )
+
+
+def _architecture(raw: Mapping[str, Any]) -> Architecture:
+    if raw.get("auto_map"):
+        raise UnsafeWeightsError(
+            "config.json asks for code of its own (auto_map), and qlangchain never runs a model's code.",
+            hint="Pass a model whose architecture transformers itself knows.",
+        )
+    refuse_quantized(raw)
     classes = raw.get("architectures")
     name = classes[0] if isinstance(classes, list) and classes else None
     known = architectures()
@@ -316,6 +321,8 @@ def check_sizes(shapes: Mapping[str, tuple[int, int]], bits: int, group_size: in
 
     Raises `InvalidInputError` with the sizes of `known` that do divide, or `UnsupportedModelError`.
     """
+    if type(group_size) is not int:
+        raise InvalidInputError(f"The group size {group_size!r:.40} is no whole number.", hint="128 is usual.")
     per = 32 // bits
     for name, (columns, rows) in shapes.items():
         if columns % per or rows % per:
@@ -327,7 +334,8 @@ def check_sizes(shapes: Mapping[str, tuple[int, int]], bits: int, group_size: in
     if group_size not in fitting:
         name, columns = next(((n, c) for n, (c, _) in shapes.items() if group_size < 1 or c % group_size), ("", 0))
         what = f"does not divide the {columns} inputs of {name}" if name and group_size > 0 else "is not a known one"
+        listed = ", ".join(map(str, fitting)) or "none; choose GGUF"
         raise InvalidInputError(
             f"The group size {group_size!r} {what}.",
-            hint=f"For this model: {', '.join(map(str, fitting)) or 'none; choose GGUF'} (-1 is one group).",
+            hint=f"For this model: {listed}{' (-1 is one group)' if -1 in fitting else ''}.",
         )

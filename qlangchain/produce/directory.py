@@ -120,6 +120,7 @@ def produce_directory(
     """
     source, target = Path(source), Path(target).absolute()
     _refuse_target(target)
+    calibration.check_counts(samples, sequence_length)
     require_torch()
     decoder = Decoder(source)
     check_sizes(decoder.linear_shapes(), recipe.bits, recipe.group_size, recipe.group_sizes)

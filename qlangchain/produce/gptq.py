@@ -36,7 +36,7 @@ class GptqRecipe:
     damping: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.bits not in BITS:
+        if type(self.bits) is not int or self.bits not in BITS:
             raise InvalidInputError(
                 f"GPTQ in {self.bits!r} bits is not made here.",
                 hint="Known: 4 and 8, which transformers and vLLM read. GGUF has formats of 2, 3, 5 and 6 bits.",

@@ -14,6 +14,7 @@ from qlangchain.artifacts.locks import hold
 from qlangchain.artifacts.quantization import read_quantization
 from qlangchain.artifacts.source import read_config
 from qlangchain.errors import InvalidInputError, ProductionError, QlangchainWarning, StoreLockedError
+from qlangchain.produce.decoders import refuse_quantized
 from qlangchain.quantizer.weights import Weights
 from qlangchain.toolchains import environments, pins, worker
 from qlangchain.toolchains.worker import Progress
@@ -63,9 +64,10 @@ def make(
 ) -> dict[str, Any]:
     """Have a tool quantize `weights` into the new directory `target`, and return what its check found.
 
-    Raises `MissingDependencyError` with the command that makes its environment, `ProductionError` where it fails or
-    what it made does not pass the check, and `CancelledError`.
+    Raises `UnsupportedModelError` for weights that are quantized, `MissingDependencyError` with the command that makes
+    its environment, `ProductionError` where it fails or what it made does not pass the check, and `CancelledError`.
     """
+    refuse_quantized(read_config(weights.directory))
     environment = environments.require(tool)
     source = str(weights.directory.absolute())
     arguments: dict[str, Any] = {"source": source}

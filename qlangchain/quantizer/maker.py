@@ -18,6 +18,7 @@ from typing import Any, Final
 from qlangchain import pipeline
 from qlangchain.artifacts.source import read_config
 from qlangchain.errors import InvalidInputError, QlangchainWarning, UnsupportedModelError
+from qlangchain.produce import calibration
 from qlangchain.produce.datasets import Dataset, read_texts
 from qlangchain.produce.estimates import Estimate
 from qlangchain.quantizer import foreign
@@ -200,6 +201,7 @@ class ModelQuantizer:
             from qlangchain.produce import imatrix as matrices
 
             matrices.read(matrix)
+        calibration.check_counts(samples, sequence_length)
         weights = self.weights
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", weights.name).strip("-.")[:120] or "model"
         target = self.output_dir / f"{stem}-{word}.gguf"
@@ -210,7 +212,7 @@ class ModelQuantizer:
             "sequence_length": sequence_length, "divergence": divergence,
         }  # fmt: skip
         start = time.monotonic()
-        self.output_dir.mkdir(parents=True, exist_ok=True)
+        _make_directory(self.output_dir)
         try:
             found = worker.run(f"{_JOBS}:gguf", arguments, **self._watching)
         finally:
@@ -252,22 +254,23 @@ class ModelQuantizer:
     ) -> Path:
         if tool is not None:
             foreign.check(tool, method)
+        calibration.check_counts(samples, sequence_length)
         target = self.output_dir / name
         self._refuse(target)
         texts = read_texts(dataset, offline=self._offline)
         tool = tool or self._tool(method)
-        calibration: dict[str, Any] = {"texts": texts, "samples": samples, "sequence_length": sequence_length}
+        cutting: dict[str, Any] = {"texts": texts, "samples": samples, "sequence_length": sequence_length}
         start = time.monotonic()
         with _replacing(target) as place:
             if tool is None:
                 found = worker.run(
                     f"{_JOBS}:{method}",
-                    {"source": str(self.weights.directory), "target": str(place), **settings, **calibration},
+                    {"source": str(self.weights.directory), "target": str(place), **settings, **cutting},
                     **self._watching,
                 )
             else:
                 found = foreign.make(
-                    tool, method, self.weights, place, **{"bits": 4, **settings}, **calibration, **self._watching
+                    tool, method, self.weights, place, **{"bits": 4, **settings}, **cutting, **self._watching
                 )
         kind = "compressed-tensors" if method.startswith("w8") else method.upper()
         self._done(found, target, kind, format, start)
@@ -308,10 +311,19 @@ class ModelQuantizer:
             warnings.warn(notice, QlangchainWarning, stacklevel=4)
 
 
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(
+            f"The output directory {path} cannot be made: {error.strerror}.", hint="Choose another one."
+        ) from error
+
+
 @contextlib.contextmanager
 def _replacing(target: Path) -> Iterator[Path]:
     """Yield where to make `target`; what is there already is replaced at the end, and stays where that fails."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _make_directory(target.parent)
     if not target.exists():
         yield target
         return

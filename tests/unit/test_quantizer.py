@@ -79,6 +79,10 @@ def test_nothing_is_overwritten_unless_asked(make: Make, tmp_path: Path) -> None
         ("gguf", {"format": "Q8_0", "imatrix": True}, "changes nothing in Q8_0"),
         ("gptq", {"bits": 3}, "3"),
         ("awq", {"bits": 8}, "8 bits does not exist"),
+        ("gptq", {"bits": 4.0}, "4.0 bits"),
+        ("gptq", {"samples": 0}, "samples=0 is not a whole number"),
+        ("awq", {"samples": "8"}, "samples='8' is not a whole number"),
+        ("gguf", {"format": "Q4_0", "sequence_length": 64.5}, "sequence_length=64.5"),
         ("int8", {"scheme": "fp8"}, "'fp8' is not known"),
         ("gptq", {"tool": "autoawq"}, "does not make GPTQ"),
         ("gptq", {"dataset": "nothing-of-this-name"}, "no calibration text"),
@@ -92,6 +96,23 @@ def test_what_cannot_be_asked_for(
         quantize(make(), method, tmp_path / "out", **settings)
     assert caught.value.hint
     assert names(tmp_path / "out") == []
+
+
+def test_an_output_directory_that_cannot_be_made(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("mine")
+    for method, settings in (("gguf", {"format": "Q4_0"}), ("gptq", {})):
+        with pytest.raises(InvalidInputError, match="taken cannot be made"):
+            quantize(make(), method, tmp_path / "taken", **settings)
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_other_tools_refuse_what_is_quantized_already(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QLANGCHAIN_GPTQMODEL_PYTHON", sys.executable)
+    source = make(quantization_config={"quant_method": "awq", "bits": 4})
+    with pytest.raises(UnsupportedModelError, match="already quantized"):
+        quantize(source, "gptq", tmp_path / "out", tool="gptqmodel")
 
 
 def test_models_that_have_no_full_precision_weights(make: Make, tmp_path: Path) -> None:
