@@ -26,7 +26,6 @@ from qlangchain.models.messages import to_chunk, to_message, to_openai
 from qlangchain.models.profile import profile_of
 from qlangchain.models.replies import Retry
 from qlangchain.models.requests import Request
-from qlangchain.runtimes.preflight import count_request, counted
 from qlangchain.runtimes.protocol import CHAT, Delta
 
 _UNKNOWN_CONTEXT: Final = 4096  # tokens; what is assumed of a server that does not say
@@ -135,9 +134,7 @@ class ChatQuantized(CachedCalls, Quantized, BaseChatModel):
             request: dict[str, Any] = {"messages": to_openai(messages)}
             if tools:
                 request["tools"] = tools_module.to_openai(tools)
-            path, body = count_request(CHAT, request, channel.capabilities)
-            answer = channel.call(path, lambda _: body, timeout=self.timeout, max_retries=self.max_retries)
-            count = counted(answer)
+            count = channel.count(CHAT, request, timeout=self.timeout, max_retries=self.max_retries)
             if count is None:
                 raise MalformedReplyError("The server's count of tokens is no number.", hint="Is it up to date?")
             return count
@@ -223,10 +220,13 @@ class ChatQuantized(CachedCalls, Quantized, BaseChatModel):
         """Yield the deltas of a reply that has been checked; a mangled tool call is asked for once more, forced."""
         request, sampling = self._request(messages, stop, kwargs)
         reader = request.reader()
-        with contextlib.closing(self._deltas(request.path, request.content, sampling)) as deltas:  # type: ignore[type-var]
-            for delta in deltas:
-                yield from reader.feed(delta)
         try:
+            with (
+                _asking_again(request),
+                contextlib.closing(self._deltas(request.path, request.content, sampling)) as deltas,  # type: ignore[type-var]
+            ):
+                for delta in deltas:
+                    yield from reader.feed(delta)
             yield from reader.end()
             return
         except Retry:
@@ -243,11 +243,12 @@ class ChatQuantized(CachedCalls, Quantized, BaseChatModel):
         """Do what `_replies` does in an event loop."""
         request, sampling = await anyio.to_thread.run_sync(self._request, messages, stop, kwargs)
         reader = request.reader()
-        async with contextlib.aclosing(self._adeltas(request.path, request.content, sampling)) as deltas:  # type: ignore[type-var]
-            async for delta in deltas:
-                for checked in reader.feed(delta):
-                    yield checked
         try:
+            with _asking_again(request):
+                async with contextlib.aclosing(self._adeltas(request.path, request.content, sampling)) as deltas:  # type: ignore[type-var]
+                    async for delta in deltas:
+                        for checked in reader.feed(delta):
+                            yield checked
             for checked in reader.end():
                 yield checked
             return
@@ -260,6 +261,17 @@ class ChatQuantized(CachedCalls, Quantized, BaseChatModel):
                 yield checked
         for checked in reader.end():
             yield checked
+
+
+@contextlib.contextmanager
+def _asking_again(request: Request) -> Iterator[None]:
+    """Turn a server's failure to read a call into the wish to ask for it once more, where it can be forced."""
+    try:
+        yield
+    except MalformedReplyError as error:
+        if request.forced is None:
+            raise
+        raise Retry from error
 
 
 def _forced(request: Request) -> Request:

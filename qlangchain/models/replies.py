@@ -18,9 +18,13 @@ from qlangchain.models import schemas
 from qlangchain.models.schemas import Schema
 from qlangchain.models.tools import Tool, name_of, parameters_of
 from qlangchain.runtimes.protocol import Delta
+from qlangchain.runtimes.templates import CALL, CALL_END
 
 # What tool calls look like in the templates of the common families; none of it belongs into an answer's text.
 _MARKS: Final = ("<tool_call>", "<|tool_call|>", "[TOOL_CALLS]", "<function=", "<|python_tag|>", "<tool_calls>")
+# Blanks and the beginning of a mark at the end of what has been said so far.
+_BEGINNINGS: Final = sorted({re.escape(mark[:n]) for mark in _MARKS for n in range(1, len(mark))}, key=len)
+_UNCERTAIN: Final = re.compile(rf"\s*(?:{'|'.join(reversed(_BEGINNINGS))})?\Z")
 _OPENING: Final = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*')
 
 
@@ -76,8 +80,10 @@ class AutoReader(Reader):
 
     tools: Sequence[Tool] = ()
     required: bool = False
+    parallel: bool = True
     text: list[str] = field(default_factory=list)
     calls: dict[int, dict[str, str]] = field(default_factory=dict)
+    unsaid: str = ""
 
     def feed(self, delta: Delta) -> Iterator[Delta]:
         """Yield text; hold back calls until they are whole, because a mangled one cannot be taken back."""
@@ -88,11 +94,19 @@ class AutoReader(Reader):
             part["name"] += function.get("name") or ""
             part["arguments"] += function.get("arguments") or ""
             part["id"] = part["id"] or call.get("id") or ""
-        now, held = _split(replace(delta, tool_calls=()))
+        now, held = _split(replace(delta, tool_calls=(), text=self._certain(delta.text)))
         if held:
             self.last.append(held)
-        if now and not any(mark in now.text for mark in _MARKS):
+        if now:
             yield now
+
+    def _certain(self, text: str) -> str:
+        """The text that is certainly no call: blanks and what may be the beginning of a mark wait for what follows."""
+        self.unsaid += text
+        first = min((at for mark in _MARKS if (at := self.unsaid.find(mark)) >= 0), default=None)
+        end = len(_UNCERTAIN.sub("", self.unsaid, count=1) if first is None else self.unsaid[:first].rstrip())
+        said, self.unsaid = self.unsaid[:end], self.unsaid[end:]
+        return said
 
     def end(self) -> Iterator[Delta]:
         """Yield the calls; raise Retry where the reply tried to call and did not manage.
@@ -101,8 +115,13 @@ class AutoReader(Reader):
         """
         text = "".join(self.text)
         finish = _finish(self.last)
-        lost = finish == "tool_calls" or self.required
-        if any(mark in text for mark in _MARKS) or (lost and not self.calls):
+        if not self.calls:
+            self.calls = dict(enumerate(_spoken(text)))
+            finish = "tool_calls" if self.calls else finish
+        elif any(mark in text for mark in _MARKS):
+            raise Retry
+        lost = finish == "tool_calls" or self.required or any(mark in text for mark in _MARKS)
+        if lost and not self.calls:
             raise Retry
         by_name = {name_of(tool): tool for tool in self.tools}
         for call in self.calls.values():
@@ -111,10 +130,13 @@ class AutoReader(Reader):
             if tool is None or not isinstance(arguments, dict) or schemas.fault(arguments, parameters_of(tool)):
                 raise Retry
         if not text.strip() and not self.calls:
-            raise MalformedReplyError("The model gave neither text nor a tool call.", text=text)
-        for index, call in self.calls.items():
+            raise _nothing(finish)
+        if not self.calls and self.unsaid:
+            yield Delta(text=self.unsaid)
+        for index, call in list(self.calls.items())[: None if self.parallel else 1]:
             yield Delta(tool_calls=(_part(index, call["id"] or _new_id(), call["name"], call["arguments"] or "{}"),))
-        yield from self.last
+        for delta in self.last:
+            yield replace(delta, finish_reason=finish) if delta.finish_reason else delta
 
 
 @dataclass(slots=True)
@@ -178,6 +200,26 @@ class CallReader(Reader):
             yield Delta(tool_calls=(_part(0, None, None, self.text[self.sent : closing]),))
         for delta in self.last:
             yield replace(delta, finish_reason="tool_calls") if delta.finish_reason else delta
+
+
+def _spoken(text: str) -> list[dict[str, str]]:
+    """The calls that stand in the text as Qwen's and Hermes' templates write them, or none where one is mangled."""
+    calls = []
+    for part in text.split(CALL)[1:]:
+        value = _loads(part.partition(CALL_END)[0])
+        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+            return []
+        arguments = value.get("arguments", value.get("parameters", {}))
+        calls.append({"name": value["name"], "arguments": json.dumps(arguments, ensure_ascii=False), "id": ""})
+    return calls
+
+
+def _nothing(finish: str | None) -> MalformedReplyError:
+    if finish == "length":
+        return MalformedReplyError(
+            "The model thought until its tokens were spent, and gave no answer.", hint="Raise max_tokens=."
+        )
+    return MalformedReplyError("The model gave neither text nor a tool call.")
 
 
 def _split(delta: Delta) -> tuple[Delta | None, Delta | None]:

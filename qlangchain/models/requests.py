@@ -63,10 +63,13 @@ def build(messages: Sequence[dict[str, Any]], bound: Mapping[str, Any], server: 
         return _forced(content, choice, server, tokens)
     if wanted is not None:
         return _either(content, offered, wanted, server, tokens)
-    if bound.get("parallel_tool_calls") is not None:
-        content["parallel_tool_calls"] = bool(bound["parallel_tool_calls"])
+    parallel = bound.get("parallel_tool_calls")
+    if parallel is not None:
+        content["parallel_tool_calls"] = bool(parallel)
     forced = _forced(content, offered, server, tokens) if server.json_schema else None
-    return Request({**content, "tool_choice": "auto"}, lambda: AutoReader(tools=offered), forced)
+    return Request(
+        {**content, "tool_choice": "auto"}, lambda: AutoReader(tools=offered, parallel=parallel is not False), forced
+    )
 
 
 def _format(response_format: Any) -> Schema | None:

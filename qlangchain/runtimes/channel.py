@@ -109,6 +109,17 @@ class Channel:
 
         return tenacity.Retrying(**_policy(max_retries))(once)
 
+    def count(
+        self, path: str, content: Mapping[str, Any], *, timeout: float | None = None, max_retries: int = 2
+    ) -> int | None:
+        """Return how many tokens the prompt of a request takes; None where the server does not say it."""
+
+        def once() -> int | None:
+            with self._lease() as endpoint:
+                return Client(endpoint, timeout=timeout).count(path, {"model": endpoint.model, **content})
+
+        return tenacity.Retrying(**_policy(max_retries))(once)
+
     async def acall(
         self, path: str, body: Callable[[Endpoint], Any], *, timeout: float | None = None, max_retries: int = 2
     ) -> Any:

@@ -13,7 +13,7 @@ import contextlib
 import json
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -31,6 +31,7 @@ from qlangchain.errors import (
 )
 from qlangchain.runtimes import preflight, protocol
 from qlangchain.runtimes.protocol import Delta, Transcript
+from qlangchain.runtimes.templates import Ask
 from qlangchain.types import Endpoint
 
 _CONNECT_SECONDS: Final = 10.0
@@ -65,7 +66,7 @@ class Client:
                     with reader.greeting():
                         response = http.request(*ask[:2], json=ask[2])
                     while True:
-                        ask = steps.send(_answer(response))
+                        ask = _next(steps, response)
                         response = http.request(*ask[:2], json=ask[2])
                 except StopIteration as ready:
                     body = ready.value
@@ -90,7 +91,7 @@ class Client:
                         with reader.greeting():
                             response = await http.request(*ask[:2], json=ask[2])
                         while True:
-                            ask = steps.send(_answer(response))
+                            ask = _next(steps, response)
                             response = await http.request(*ask[:2], json=ask[2])
                     except StopIteration as ready:
                         body = ready.value
@@ -104,6 +105,25 @@ class Client:
                         if reader.done:
                             return
                     reader.ended()
+
+    def count(self, path: str, body: Mapping[str, Any]) -> int | None:
+        """Return how many tokens the prompt of a request to `path` takes; None where the server does not say it."""
+        reader = _Reader(self.endpoint, self._timeout)
+        with (
+            reader.mapped_errors(),
+            self._sync() as http,
+            contextlib.closing(preflight.counting(self.endpoint, path, body)) as steps,
+        ):
+            try:
+                ask = next(steps)
+                with reader.greeting():
+                    response = http.request(*ask[:2], json=ask[2])
+                while True:
+                    ask = _next(steps, response)
+                    response = http.request(*ask[:2], json=ask[2])
+            except StopIteration as counted:
+                tokens: int | None = counted.value
+                return tokens
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
         """Send a request that is not streamed and return its JSON."""
@@ -272,6 +292,15 @@ class _Timed(httpx.SyncByteStream, httpx.AsyncByteStream):
 
     async def aclose(self) -> None:
         await self._stream.aclose()
+
+
+def _next(steps: Generator[Ask, Any, Any], response: httpx.Response) -> Ask:
+    """Hand on the answer to what was asked before the request, or its refusal, and return what is asked next."""
+    try:
+        answer = _answer(response)
+    except EngineError as error:
+        return steps.throw(error)
+    return steps.send(answer)
 
 
 def _answer(response: httpx.Response) -> Any:

@@ -1,12 +1,13 @@
 """What a llama.cpp or vLLM server is asked before the request itself, on the same connection.
 
 - The prompt's length, so that what does not fit is refused with the numbers and nothing is cut.
+- What the chat template leaves out or refuses, so that messages and tools reach the model: see `templates`.
 - For a reply that must fit a schema, the rendered prompt: llama.cpp's chat route parses replies by the template's
   tool format, which fails on some that its own grammar allows; its completion route takes the text as it is.
   vLLM's chat route holds to a schema by itself, once it is told that the reply is no tool call of its own kind.
 
 The first answer also proves that the server lives. Without I/O: `steps` yields requests and is sent the
-answers, so that the sync and the async client drive the same code.
+answers, or is thrown the server's refusal, so that the sync and the async client drive the same code.
 """
 
 from __future__ import annotations
@@ -17,19 +18,17 @@ from typing import Any, Final
 
 from qlangchain.errors import EngineFailedError, PromptTooLongError
 from qlangchain.runtimes.protocol import COMPLETION, CONSTRAINED
+from qlangchain.runtimes.templates import CALL, TEMPLATE, Ask, fitted
 from qlangchain.types import Capabilities, Endpoint
 
-TEMPLATE: Final = "/apply-template"
 COUNT: Final = "/v1/chat/completions/input_tokens"
 TOKENIZE: Final = "/tokenize"
 
-Ask = tuple[str, str, Any]  # method, path, JSON body
 Steps = Generator[Ask, Any, Mapping[str, Any]]  # is sent parsed answers (None: no such route), returns the body
 
 # llguidance: no free whitespace, in which a weak model can lose itself, and no error for what it cannot enforce,
 # since the reply is validated afterwards. Other grammars ignore the key.
 _GUIDANCE: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": True}
-_CALL_MARK: Final = "<tool_call>"
 
 
 def steps(endpoint: Endpoint, path: str, body: Mapping[str, Any]) -> Steps:
@@ -37,6 +36,7 @@ def steps(endpoint: Endpoint, path: str, body: Mapping[str, Any]) -> Steps:
 
     Raises PromptTooLongError where prompt and answer do not fit the context.
     """
+    body = yield from _suited(endpoint, body)
     if path == CONSTRAINED:
         answer = yield "POST", TEMPLATE, _template_request(body)
         body = _constrained(body, _prompt(answer), endpoint)
@@ -53,6 +53,21 @@ def steps(endpoint: Endpoint, path: str, body: Mapping[str, Any]) -> Steps:
         if endpoint.capabilities.tokenizes_chat and path == COMPLETION and not body.get("max_tokens"):
             # vLLM stops a completion after 16 tokens unless it is told a number (OpenAI's default for this route).
             return {**body, "max_tokens": endpoint.context_length - asked}
+    return body
+
+
+def counting(endpoint: Endpoint, path: str, body: Mapping[str, Any]) -> Generator[Ask, Any, int | None]:
+    """Yield what is to be asked, and return how many tokens the prompt of this request takes (None: not known)."""
+    body = yield from _suited(endpoint, body)
+    answer = yield ("POST", *count_request(path, body, endpoint.capabilities))
+    return counted(answer)
+
+
+def _suited(endpoint: Endpoint, body: Mapping[str, Any]) -> Steps:
+    """The request as the chat template takes it, where the server shows what its template does."""
+    server = endpoint.capabilities
+    if "messages" in body and server.json_schema and not server.chat_schema:
+        return (yield from fitted(endpoint, body))
     return body
 
 
@@ -90,8 +105,8 @@ def _constrained(body: Mapping[str, Any], prompt: str, endpoint: Endpoint) -> di
     rest = {name: value for name, value in body.items() if name not in ("messages", "tools", "schema", "calls_only")}
     if prompt.rstrip().endswith("<think>"):
         prompt = f"{prompt.rstrip()}\n\n</think>\n\n"
-    if body.get("calls_only") and _CALL_MARK in prompt:
-        prompt += f"{_CALL_MARK}\n"  # where the model itself would begin a call
+    if body.get("calls_only") and CALL in prompt:
+        prompt += f"{CALL}\n"  # where the model itself would begin a call
     if not endpoint.capabilities.llguidance:
         return {**rest, "prompt": prompt, "json_schema": {**body["schema"], "x-guidance": _GUIDANCE}}
     return {**rest, "prompt": prompt, "grammar": _grammar(body["schema"])}

@@ -16,6 +16,7 @@ from qlangchain.errors import (
     EngineDiedError,
     EngineError,
     EngineFailedError,
+    MalformedReplyError,
     PromptTooLongError,
     RequestRejectedError,
     UnsupportedRequestError,
@@ -30,6 +31,8 @@ CONSTRAINED: Final = "/completion"  # llama.cpp's own route: its grammar holds f
 _SYNONYMS: Final = {"repeat_penalty": "repetition_penalty"}
 # vLLM's server when its engine process has died under it; it ends itself within a second.
 _ENGINE_DEAD: Final = ("EngineCore encountered an issue", "EngineDeadError")
+# llama.cpp's server where its parser for the template's tool calls gives up, mostly at a call that is mangled.
+_UNPARSED: Final = "The model produced output that does not match the expected"
 # Servers that say it in words: llama.cpp for embeddings, OpenAI and vLLM, text-embeddings-inference.
 _TOO_LONG: Final = re.compile(
     r"input \((?P<a>\d+) tokens\) is (?:too large to process|larger than).*?(?P<b>\d+)"
@@ -181,6 +184,8 @@ def refusal(status: int, answer: Any) -> EngineError:
         return EngineBusyError(f"The server is busy: {said}.")
     if any(words in said for words in _ENGINE_DEAD):
         return EngineDiedError(f"The server's engine has died: {said}")
+    if _UNPARSED in said:
+        return MalformedReplyError(f"The server cannot read the model's reply as a tool call: {said}")
     if status >= 500:
         return EngineFailedError(f"The server failed (HTTP {status}): {said}.")
     return RequestRejectedError(f"The server refused the request (HTTP {status}): {said}.")
