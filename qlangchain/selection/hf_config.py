@@ -224,6 +224,8 @@ def _with_experts(given: Fields, layer: Layer, index: int) -> Layer:
     """Add the experts, where the model has them and this layer is not one of its dense ones."""
     experts = given.whole("num_local_experts", "n_routed_experts", "num_experts", default=0, most=4096)
     only = given.raw("mlp_only_layers") or []
+    if not isinstance(only, list):
+        given.refuse("mlp_only_layers is no list")
     every = given.whole("decoder_sparse_step", "moe_layer_freq", default=1, least=1)
     dense = index < given.whole("first_k_dense_replace", default=0) or index in only or (index + 1) % every
     shared = given.whole("shared_expert_intermediate_size", "shared_intermediate_size", default=0)

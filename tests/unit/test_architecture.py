@@ -238,6 +238,11 @@ def test_a_damaged_config_is_read_or_refused(name: str, data: st.DataObject) -> 
     _read_or_refused(from_config, {**config, "text_config": inner} if "text_config" in config else inner)
 
 
+def test_a_list_that_is_none_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="mlp_only_layers"):
+        from_config(CONFIGS["qwen3-30b-a3b"] | {"mlp_only_layers": True})
+
+
 def _read_or_refused(read: Callable[[dict[str, Any]], architecture.Architecture], values: dict[str, Any]) -> None:
     try:
         model = read(values)
