@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+from langchain_core.messages import HumanMessage
 from pydantic import BaseModel
 
 from qlangchain import ChatQuantized, QuantizedLLM, get_chat_model, get_llm
@@ -23,8 +26,6 @@ ARGUMENTS = {"hardware": "cpu", "runtime": "transformers", "temperature": 0, "co
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model without its GGUF file."""
-    import shutil
-
     target = tmp_path_factory.mktemp("demo") / "demo"
     shutil.copytree(DEMO_DIRECTORY, target, ignore=shutil.ignore_patterns("*.gguf"))
     return target
@@ -57,6 +58,27 @@ def test_it_answers_as_llama_cpp_does(chat: ChatQuantized) -> None:
     assert answer.usage_metadata is not None and reference.usage_metadata is not None
     assert answer.usage_metadata["output_tokens"] == reference.usage_metadata["output_tokens"]
     assert answer.response_metadata["runtime"] == "transformers"
+
+
+def test_without_a_chat_template_it_takes_the_same_as_llama_cpp(directory: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(directory, bare)
+    (bare / "chat_template.jinja").unlink()
+    settings = json.loads((bare / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (bare / "tokenizer_config.json").write_text(json.dumps(settings))
+
+    def bits(format: str) -> str:
+        """Tell the bits of a format."""
+        return "4.5"
+
+    ours = get_chat_model(bare, **ARGUMENTS)
+    theirs = get_chat_model(bare, **(ARGUMENTS | {"runtime": "llamacpp", "format": "F32"}))
+    messages = [("system", "Be brief."), ("human", "What is GPTQ?")]
+    assert ours.invoke(messages).text == theirs.invoke(messages).text
+    counts = [model.get_num_tokens_from_messages([HumanMessage("Hi")], tools=[bits]) for model in (ours, theirs)]
+    assert counts[0] == counts[1] > 40
+    assert ours.bind_tools([bits], tool_choice="any").invoke("Q4_0?").tool_calls[0]["name"] == "bits"
 
 
 def test_it_streams_and_stops(chat: ChatQuantized, llm: QuantizedLLM) -> None:

@@ -7,9 +7,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Final
 
 from qlangchain.runtimes.transformers_server.text import OPEN, Detokenizer, StopStrings, Thoughts
+
+# For a tokenizer without a chat template; llama.cpp takes the same.
+_CHATML: Final = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
 
 
 class TooLongError(ValueError):
@@ -85,8 +92,8 @@ class Model:
         ).eval()
         self.tokenizer: Any = tokenizers.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         template = Path(directory) / "chat_template.jinja"
-        if self.tokenizer.chat_template is None and template.is_file():
-            self.tokenizer.chat_template = template.read_text(encoding="utf-8")
+        if self.tokenizer.chat_template is None:
+            self.tokenizer.chat_template = template.read_text(encoding="utf-8") if template.is_file() else _CHATML
         self._turn = threading.Lock()
         self._constraints: Any = None
 
