@@ -67,15 +67,18 @@ def find(
     listings = [base]
     if not _is_a_quantization(base, own.candidates):
         tags = [TAGS[method] for method in methods if method in TAGS]
-        listings += hub.search(base.repo, tags) if tags else []
+        # Not every author tags their own, and these come before all that are tagged.
+        owned = likely_repositories(base.repo, ())
+        listings += hub.search(base.repo, tags, likely=owned) if tags else []
         if tags and not _has_trusted(rank(base.repo, base, listings, curated=curated).candidates):
             # Many a trusted repository carries no tag that names its base: ask for the usual names, one by one.
-            listings += hub.search(base.repo, (), likely=likely_repositories(base.repo, curated))
+            others = [one for one in likely_repositories(base.repo, curated) if one not in owned]
+            listings += hub.search(base.repo, (), likely=others)
     ranking = rank(base.repo, base, listings, curated=curated)
     refusal = None
     if base.denied:
-        others = next((one.listing.repo for one in ranking.candidates), None)
-        refusal = gated(base.repo, hub.endpoint, with_token=bool(hub.bearer()), open_repo=others)
+        elsewhere = next((one.listing.repo for one in ranking.candidates), None)
+        refusal = gated(base.repo, hub.endpoint, with_token=bool(hub.bearer()), open_repo=elsewhere)
         if not ranking.candidates:
             raise refusal
     if not ranking.candidates:

@@ -131,6 +131,13 @@ def test_who_is_trusted_is_the_user_s_to_say(
     assert any(taken in reason for reason in chosen.reasons)
 
 
+def test_an_author_s_own_is_found_by_its_name_alone(hub: StandIn, ggufs: dict[str, Path]) -> None:
+    hub.add(f"{BASE}-GGUF", {"tiny-chat-Q4_0.gguf": ggufs["Q4_0"].read_bytes()[:-1] + b"!"}, licence="apache-2.0")
+    pull(BASE, format="Q4_0")
+    (stored,) = Store(pipeline.planning.settings.read().store).list()
+    assert stored.manifest.repo == f"{BASE}-GGUF"
+
+
 def test_a_repository_asked_for_by_name_is_taken_from_there(hub: StandIn) -> None:
     artifact = pull(f"{STRANGER}:Q5_1")
     (stored,) = Store(pipeline.planning.settings.read().store).list()
