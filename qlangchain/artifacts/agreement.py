@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from qlangchain.artifacts.listing import Listing
-from qlangchain.artifacts.quantization import find_quantization_config
+from qlangchain.artifacts.quantization import find_quantization_config, read_quantization
+from qlangchain.errors import UnsupportedModelError
+from qlangchain.types import Method
 
 PARAMETER_MARGIN: Final = 0.02
 # A model with vision, audio or drafting layers counts them, and its GGUF file leaves them out or keeps them apart.
 _LEAST_OF_MANY_PARTS: Final = 0.6
 _PADDING_ROWS: Final = 1024  # unused rows of an embedding: added for speed, or cut off again when converting
 # Not intermediate_size: Qwen2 72B was padded there so that groups of 128 divide it.
+_WEIGHTS: Final = re.compile(r"model(?:-\d+-of-\d+)?\.safetensors")
 _SHAPES: Final = ("hidden_size", "num_hidden_layers", "num_attention_heads")
 
 
@@ -85,6 +88,16 @@ def plausible_size(base: Listing | None, weight_bytes: int, bits: int | None) ->
     if found < max(1.2, (bits or 0) / 2) * share:
         return f"It has {found:.2f} bits for each of the model's {parameters:,} parameters, too few to be all of it."
     return None
+
+
+def parameters_by_size(base: Listing) -> int | None:
+    """The parameters of full-precision weights by the bytes of their files; None where these do not tell."""
+    try:
+        kind = read_quantization(base.config)
+    except UnsupportedModelError:
+        return None
+    files = [file.size_bytes for file in base.files if _WEIGHTS.fullmatch(file.name)]
+    return sum(files) * 8 // kind.bits if kind.scheme is Method.NONE and kind.bits and sum(files) else None
 
 
 def _architecture_fault(base: Listing, found: str | None) -> str | None:

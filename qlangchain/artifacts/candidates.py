@@ -8,12 +8,19 @@ their header checked. Downloads can be bought, so they decide nothing but ties.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final
 
-from qlangchain.artifacts.agreement import HeaderFacts, compare, compare_configs, config_facts, plausible_size
+from qlangchain.artifacts.agreement import (
+    HeaderFacts,
+    compare,
+    compare_configs,
+    config_facts,
+    parameters_by_size,
+    plausible_size,
+)
 from qlangchain.artifacts.licences import compare_licences
 from qlangchain.artifacts.listing import Listing
 from qlangchain.artifacts.names import model_words, parse, parse_format
@@ -125,7 +132,10 @@ def check_header(candidate: Candidate, facts: HeaderFacts) -> str | None:
     strict = candidate.needs_header_check and candidate.publisher is not Publisher.AUTHOR
     if candidate.base is None:
         return "The base model's config is not known." if strict else None
-    fault, compared = compare(candidate.base, facts)
+    base = candidate.base
+    if strict and base.parameters is None:  # the hub does not count them for every repository
+        base = replace(base, parameters=parameters_by_size(base))
+    fault, compared = compare(base, facts)
     if fault:
         return fault
     if strict and ("architecture" not in compared or len(compared) < 2):

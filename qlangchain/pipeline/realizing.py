@@ -115,7 +115,8 @@ def _fetch(
     for tries in range(_CANDIDATES):
         candidate, failed = first_that_passes(candidates, hub)
         for rejection in failed:
-            logger.warning("%s is not taken: %s", rejection.choice, rejection.reason)
+            reason = rejection.reason.removeprefix(f"{rejection.choice} is not taken: ")
+            logger.warning("%s is not taken: %s", rejection.choice, reason)
         logger.info("fetching %s (%s)", candidate.name, " ".join(candidate.reasons))
         try:
             return fetch_candidate(

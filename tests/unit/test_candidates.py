@@ -306,6 +306,18 @@ def test_the_header_is_held_against_the_base_model(facts: HeaderFacts, word: str
     assert word is None or word in str(found)
 
 
+def test_a_stranger_s_parameters_are_held_against_the_base_s_files_where_the_hub_does_not_count_them() -> None:
+    shards = tuple(RemoteFile(f"model-0000{number}-of-00002.safetensors", PARAMETERS) for number in (1, 2))
+    uncounted = base(parameters=None)
+    uncounted = dataclasses.replace(uncounted, files=(*shards, *uncounted.files[4:]))
+    (stranger,) = rank(WANTED, uncounted, [OTHER]).candidates
+    (trusted,) = (one for one in rank(WANTED, uncounted, [AUTHOR]).candidates if one.variant.format == "Q8_0")
+    fewer = HeaderFacts("qwen2", PARAMETERS * 9 // 10, 152064)
+    assert check_header(stranger, HeaderFacts("qwen2", PARAMETERS, 152064)) is None
+    assert "parameters" in str(check_header(stranger, fewer))
+    assert check_header(trusted, fewer) is None, "a size is too rough for those who are trusted"
+
+
 def test_less_is_asked_of_the_author() -> None:
     assert check_header(candidate(AUTHOR), HeaderFacts("qwen2")) is None
     assert check_header(candidate(AUTHOR), HeaderFacts("llama")) is not None
