@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 _OWN_TERMS: Final = "other"
+_NO_COMMERCE: Final = 3
 _UNSAID: Final = frozenset(("", "unknown", "other", "none"))
 
 
@@ -48,6 +49,11 @@ def licence_level(licence: str) -> int:
         known = next((g["level"] for g in groups if any(word in licence for word in g.get("words", ()))), None)
     own: int = next(group["level"] for group in groups if _OWN_TERMS in group["ids"])
     return own if known is None else int(known)
+
+
+def forbids_commerce(licence: str | None) -> bool:
+    """Whether a licence that was named allows no commercial use, as far as `licences.toml` knows."""
+    return bool(licence) and licence_level(str(licence).strip().lower()) >= _NO_COMMERCE
 
 
 @lru_cache(maxsize=1)

@@ -12,7 +12,7 @@ from qlangchain.artifacts.model_id import parse
 from qlangchain.artifacts.source import DEMO
 from qlangchain.errors import QlangchainError
 from qlangchain.pipeline.sources import in_store
-from qlangchain.types import Target
+from qlangchain.types import Hardware, Target
 
 _PATIENCE = 10.0  # seconds for the hub to say that it is there; a first call should not hang on a dead network
 _SHARE = 0.75  # of what is free; the rest is for other programs
@@ -26,17 +26,23 @@ class Chosen:
     notice: str
 
 
-def default_model(target: Target, *, offline: bool, kind: str = "chat") -> Chosen:
+def default_model(target: Target, *, offline: bool, kind: str = "chat", on: Hardware | None = None) -> Chosen:
     """Return the catalogue's default for this machine where the store or the hub has it, otherwise the demo model.
 
-    What the hub answered is remembered in this process, so that a model object means the same model all along.
+    `on` is another machine. What the hub answered is remembered in this process, so that a model object means the same
+    model all along.
     """
+    if on is not None:
+        return _chosen(on, target, offline, kind)
     return _default_model(target, offline, kind, settings.read())
 
 
 @lru_cache(maxsize=16)
 def _default_model(target: Target, offline: bool, kind: str, configured: settings.Settings) -> Chosen:
-    here = machine.detect()
+    return _chosen(machine.detect(), target, offline, kind)
+
+
+def _chosen(here: Hardware, target: Target, offline: bool, kind: str) -> Chosen:
     free, gpu = int(here.memory_available * _SHARE), False
     if here.has_gpu and target is not Target.CPU:
         free, gpu = max(card.free_bytes for card in here.gpus), True

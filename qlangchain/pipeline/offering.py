@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Final
 
 from qlangchain.artifacts.candidates import Candidate, Publisher
+from qlangchain.artifacts.licences import forbids_commerce
 from qlangchain.artifacts.source import Source, read_config
 from qlangchain.errors import QlangchainError
 from qlangchain.runtimes import transformers
 from qlangchain.selection.facts import ModelFacts, Offer
 from qlangchain.selection.formats import canonical
 from qlangchain.selection.weights import file_bytes, formats
-from qlangchain.types import Method, Origin, Requirements
+from qlangchain.types import Method, Origin, Requirements, UseCase
 
 HUB: Final = "hub:"  # begins the key of an offer that is a candidate's number on the hub
 MADE: Final = "make:"
@@ -42,10 +43,11 @@ def offers(source: Source, wanted: Requirements | None = None) -> list[Offer]:
             )
         )  # fmt: skip
     allowed = wanted is None or wanted.allow_download
+    trade = wanted is not None and wanted.use_case is UseCase.PRODUCTION
     if source.hub is not None and allowed:
-        found += [_remote(index, one) for index, one in enumerate(source.hub.candidates)]
+        found += [_remote(index, one, trade=trade) for index, one in enumerate(source.hub.candidates)]
     try:
-        return found + _makeable(source, allowed)
+        return found + _makeable(source, allowed, trade=trade)
     except QlangchainError:
         if all(one.why_not for one in found):
             raise  # otherwise an engine that takes the weights as they lie may still do
@@ -70,7 +72,7 @@ def _format(source: Source) -> str:
     return "F32" if source.directory_bytes > 3 * source.facts.parameters else "F16"
 
 
-def _remote(index: int, candidate: Candidate) -> Offer:
+def _remote(index: int, candidate: Candidate, *, trade: bool) -> Offer:
     variant = candidate.variant
     return Offer(
         method=variant.scheme,
@@ -85,29 +87,35 @@ def _remote(index: int, candidate: Candidate) -> Offer:
         group_size=variant.group_size,
         symmetric=variant.symmetric is not False,
         desc_act=bool(variant.desc_act),
+        why_not=_forbidden(candidate.listing.licence) if trade else "",
     )
 
 
-def _makeable(source: Source, may_fetch: bool) -> list[Offer]:
+def _forbidden(licence: str | None) -> str:
+    return f"its licence {licence} allows no commercial use" if forbids_commerce(licence) else ""
+
+
+def _makeable(source: Source, may_fetch: bool, *, trade: bool) -> list[Offer]:
     """GGUF formats that can be made from full-precision weights, which may have to be fetched first.
 
     Raises UnsupportedModelError where the converter does not know the model.
     """
     from qlangchain.produce import gguf, kquants
 
-    fetch = 0
+    fetch, forbidden = 0, ""
     if source.weights is None:
         base = source.hub.full_precision if source.hub and may_fetch else None
         if base is None:
             return []
         fetch = base.variant.size_bytes
+        forbidden = _forbidden(base.listing.licence) if trade else ""
     else:
         gguf.check_architecture(source.weights)
     sizes = _Sizes(source.facts, source.weight_bytes or fetch)
     quantizer = "" if kquants.available() else _NEEDS_QUANTIZER
     made = []
     for format in (*gguf.PLAIN_FORMATS, *kquants.FORMATS):
-        why_not = "" if format in gguf.PLAIN_FORMATS else quantizer
+        why_not = forbidden or ("" if format in gguf.PLAIN_FORMATS else quantizer)
         size = 0 if why_not else sizes.of(format)  # nobody asks for the size of what cannot be made
         made.append(
             Offer(

@@ -14,8 +14,9 @@ from qlangchain import hardware as here
 from qlangchain import settings
 from qlangchain.artifacts import records
 from qlangchain.artifacts.names import parse_format
-from qlangchain.artifacts.source import DEMO, DEMO_DIRECTORY, Source
+from qlangchain.artifacts.source import DEMO_DIRECTORY, Source
 from qlangchain.errors import InvalidInputError, MissingDependencyError, NoWeightsError
+from qlangchain.pipeline.defaulting import default_model
 from qlangchain.pipeline.engines import engine_facts, engines
 from qlangchain.pipeline.offering import offers
 from qlangchain.pipeline.requirements import is_offline, requirements
@@ -55,7 +56,8 @@ def plan(
 
     Args:
         model: "demo", the path of a GGUF file or of a model directory, a hub id such as "Qwen/Qwen3-4B" (with
-            ":Q4_K_M" or "@REVISION" behind it), or an alias of the catalogue; None means the demo model.
+            ":Q4_K_M" or "@REVISION" behind it), or an alias of the catalogue; None means the catalogue's default for
+            the memory there is, or else the demo model, and the plan's notices say which.
         hardware: "auto", "cpu", "gpu" or "hybrid", or a `Hardware`, which is "auto" on that machine.
         machine: another machine to plan for, None for this one.
         use_case: "production", "research" or "personal".
@@ -87,8 +89,15 @@ def plan(
         gpu_layers=gpu_layers,
     )
     on = hardware if isinstance(hardware, Hardware) else machine
-    source, wanted = located(DEMO if model is None else model, wanted, offline=is_offline(offline), on=on)
-    return choose(source, wanted, on)
+    if on is not None and not isinstance(on, Hardware):
+        raise InvalidInputError(f"machine={on!r} is no machine.", hint="Pass a Hardware, or None for this one.")
+    notices: tuple[str, ...] = ()
+    if model is None:
+        default = default_model(wanted.hardware, offline=is_offline(offline), on=on)
+        model, notices = default.model, (default.notice,)
+    source, wanted = located(model, wanted, offline=is_offline(offline), on=on)
+    chosen = choose(source, wanted, on)
+    return replace(chosen, notices=(*notices, *chosen.notices))
 
 
 def located(

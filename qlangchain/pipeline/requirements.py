@@ -33,11 +33,11 @@ def requirements(
     return Requirements(
         use_case=_word("use_case", use_case, UseCase),
         hardware=_word("hardware", hardware, Target),
-        precision_required=bool(precision_required),
+        precision_required=_yes_or_no("precision_required", precision_required),
         context_length=_whole("context_length", context_length),
         concurrency=_whole("concurrency", concurrency),
         method=None if method is None else _word("method", method, Method),
-        format=None if format is None else str(format).strip().upper(),
+        format=None if format is None or not str(format).strip() else str(format).strip().upper(),
         runtime=runtime,
         allow_produce=allow_produce,
         allow_download=allow_download,
@@ -51,6 +51,12 @@ def requirements(
 def is_offline(offline: bool | None) -> bool:
     """Whether the network is forbidden: by the argument, or by the settings where it is None."""
     return settings.read().offline if offline is None else offline
+
+
+def _yes_or_no(name: str, value: Any) -> bool:
+    if isinstance(value, str):  # "no" would count as yes
+        raise InvalidInputError(f"{name}={value!r} is a word.", hint="Pass True or False.")
+    return bool(value)
 
 
 def _whole(name: str, value: Any) -> int | None:

@@ -152,10 +152,10 @@ def _refusal(offer: Offer, engine: EngineFacts, at: Situation) -> str:
     """Say why this pair is out of the question, apart from memory; empty where nothing speaks against it."""
     if offer.method not in engine.methods:
         return f"{engine.runtime} does not serve {offer.method} weights"
-    if not engine.installed:
-        return f"{engine.runtime} is not installed ({engine.install_hint.rstrip('.')})"
     if offer.why_not:
         return offer.why_not
+    if not engine.installed:
+        return f"{engine.runtime} is not installed ({engine.install_hint.rstrip('.')})"
     if at.target is Target.GPU and not at.on_gpu(engine):
         return f"{engine.version} cannot use the GPU"
     if reason := _kernel(offer, engine, at):

@@ -48,7 +48,7 @@ class Offer:
     exact figures from a file's header, None where it has not been read. `fetch_bytes` and `write_bytes` are what has
     to be downloaded and written first. `key` names it to whoever made the offer; `by` is its publisher, `trust` the
     place in the order of trust (0 first). `group_size`, `symmetric` and `desc_act` are a GPTQ or AWQ directory's.
-    `why_not` says what has to be installed before it can be made.
+    `why_not` says what stands in its way: what has to be installed before it can be made, a licence.
     """
 
     method: Method

@@ -93,7 +93,7 @@ def plans(
     )
     options, misfits = _costed(allowed, every, at)
     if not options:
-        raise _nothing_fits(model, misfits)
+        raise _nothing_fits(requirements, model, misfits)
     order = Order(requirements, model, row, options)
     ranked = sorted(options, key=order.key)
     chosen = ranked[0]
@@ -160,7 +160,8 @@ def _allowed(wanted: Requirements, offers: Sequence[Offer], engines: Sequence[En
     named = ", ".join(sorted({offer.format for offer in usable if not offer.why_not}))
     if left:
         raise MissingDependencyError(f"format={wanted.format!r}: {left[0].why_not}.", hint=f"Or choose of: {named}.")
-    what = f"format={wanted.format!r}" if wanted.format else f"method={str(wanted.method)!r}"
+    names = {"method": wanted.method and str(wanted.method), "format": wanted.format}
+    what = " with ".join(f"{name}={value!r}" for name, value in names.items() if value)
     raise InvalidInputError(f"{what} is not on offer for this model.", hint=f"There are: {named}.")
 
 
@@ -187,17 +188,20 @@ def _costed(
     return options, misfits
 
 
-def _nothing_fits(model: ModelFacts, misfits: Sequence[Misfit]) -> QlangchainError:
+def _nothing_fits(wanted: Requirements, model: ModelFacts, misfits: Sequence[Misfit]) -> QlangchainError:
     """The error where every candidate is out: the one that is nearest to fitting, and what it lacks."""
     near = sorted((misfit for misfit in misfits if misfit.missing > 0), key=lambda misfit: misfit.missing)
     if not near:
-        said = " ".join(f"{one.rejection.choice}: {one.rejection.reason}." for one in misfits[:4])
+        every = dict.fromkeys(f"{one.rejection.choice}: {one.rejection.reason}." for one in misfits)
+        said = " ".join(list(every)[:4])
         installs = next((one.rejection.reason for one in misfits if "is not installed" in one.rejection.reason), "")
         if installs:
             return MissingDependencyError(
                 f"Nothing that is installed runs {model.name}. {said}", hint=f"What can be added: {installs}."
             )
-        return NoWeightsError(f"Nothing on offer for {model.name} can be used. {said}", hint="Pass another model.")
+        asked = [name for name in ("runtime", "method", "format") if getattr(wanted, name) is not None]
+        hint = f"Leave out {' or '.join(f'{name}=' for name in asked)}, or pass" if asked else "Pass"
+        return NoWeightsError(f"Nothing on offer for {model.name} can be used. {said}", hint=f"{hint} another model.")
     best = near[0]
     return DoesNotFitError(
         f"{model.name} does not fit on this machine. The nearest is {best.rejection.choice}: it "

@@ -100,6 +100,17 @@ def test_a_model_whose_own_weights_are_quantized_is_looked_for_in_other_formats(
             plan("maker/native-FP8", hardware="cpu", runtime="llamacpp")
 
 
+def test_a_licence_that_forbids_commerce_is_no_offer_for_production(hub: StandIn, ggufs: dict[str, Path]) -> None:
+    name = "maker/nc-chat"
+    hub.add(name, base_files(), licence="qwen-research", config=config())
+    tags = [f"base_model:{name}", f"base_model:quantized:{name}", "gguf"]
+    files: dict[str, bytes | str | Path] = {path.name: path for path in ggufs.values()}
+    hub.add("bartowski/nc-chat-GGUF", files, licence="qwen-research", tags=tags)
+    assert plan(name, hardware="cpu").method is Method.GGUF
+    with pytest.raises(NoWeightsError, match="licence qwen-research allows no commercial use"):
+        plan(name, hardware="cpu", use_case="production")
+
+
 def test_the_right_file_ends_on_the_disk(hub: StandIn, ggufs: dict[str, Path]) -> None:
     artifact = pull(BASE, format="Q4_0")
     assert artifact.path.read_bytes() == ggufs["Q4_0"].read_bytes()

@@ -441,6 +441,27 @@ def test_two_cards_are_counted_together_each_with_its_own_overhead() -> None:
     assert 7 * GIB < two.estimate.gpu_free < 14 * GIB
 
 
+def test_constraints_that_contradict_each_other_say_which_to_leave_out() -> None:
+    with pytest.raises(InvalidInputError, match=r"method='AWQ' with format='Q4_0'"):
+        plan([*found("Q4_0"), AWQ], GPU_BOX, (GPU_ENGINE, VLLM), method=Method.AWQ, format="Q4_0")
+    with pytest.raises(NoWeightsError, match="vllm does not serve GGUF weights") as caught:
+        plan(found("Q4_0") * 2, GPU_BOX, VLLM, runtime="vllm", format="Q4_0")
+    assert caught.value.message.count("does not serve") == 1
+    assert caught.value.hint.startswith("Leave out runtime= or format=")
+
+
+def test_no_model_is_the_default_for_the_memory_or_the_demo_with_a_notice() -> None:
+    chosen = pipeline.plan(offline=True)
+    assert chosen.model == "qlangchain-demo"
+    assert "embedded demo model answers" in chosen.notices[0]
+    assert not pipeline.plan("demo", offline=True).notices
+
+
+def test_a_machine_that_is_none() -> None:
+    with pytest.raises(InvalidInputError, match="machine='big'"):
+        pipeline.plan("demo", machine="big")  # type: ignore[arg-type]
+
+
 # Words.
 
 
@@ -471,6 +492,7 @@ def test_words_of_any_case(spell: Any) -> None:
         ("context_length", 4096.5, "int"),
         ("concurrency", "2", "int"),
         ("concurrency", [2], "int"),
+        ("precision_required", "no", "True or False"),
     ],
 )
 def test_words_that_are_not_known(name: str, value: Any, known: str) -> None:
