@@ -14,14 +14,13 @@ from typing import Any, Final
 
 from qlangchain.artifacts.quantization import Quantization
 from qlangchain.errors import InvalidInputError, UnsupportedModelError, UnsupportedRequestError
+from qlangchain.selection import budgets
 from qlangchain.types import EngineOptions, EngineSettings, Gpu, Method
 
 _DATA: Final = Path(__file__).with_name("vllm_settings.toml")
 # `vllm serve` of the build for CPUs looks for a distribution named vllm, which it is not; this module is the same.
 _MODULE: Final = "vllm.entrypoints.openai.api_server"
 _FULL_FLOATS: Final = ("float32", "float")
-_GPU_SHARE: Final = 0.92  # of a GPU's memory: vLLM's own default (CacheConfig.gpu_memory_utilization)
-_GPU_SPARE: Final = 0.02  # of a GPU's memory, for what others take between our look and vLLM's
 _KV_SPARE: Final = 1.1  # blocks are filled in part, and one is never used
 _KV_LEAST: Final = 64 * 1024 * 1024  # bytes
 _ANSWER_WITH: Final = "Quantize it anew with sym=True and desc_act=False, or take it as GGUF, AWQ or in full precision."
@@ -117,8 +116,7 @@ def kv_cache_bytes(options: EngineOptions, kv_bytes_per_token: int, kv_type: obj
 
 def gpu_share(gpus: tuple[Gpu, ...]) -> float:
     """The share of a GPU's memory that vLLM may take: it refuses to start where less than that is free."""
-    shares = [gpu.free_bytes / gpu.total_bytes - _GPU_SPARE for gpu in gpus if gpu.total_bytes]
-    return round(max(0.05, min([_GPU_SHARE, *shares])), 2)
+    return min((budgets.gpu_share(gpu.free_bytes, gpu.total_bytes) for gpu in gpus), default=budgets.UTILIZATION)
 
 
 def parser_for(kind: str, chat_template: str | None) -> str | None:

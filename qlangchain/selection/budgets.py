@@ -6,6 +6,7 @@ transformers' peak depends on the prompt. Both figures here are estimates, and s
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,12 +16,22 @@ from qlangchain.selection.memory import MIB, Memory
 from qlangchain.selection.weights import Weights
 
 UTILIZATION: Final = 0.92  # vLLM 0.33's default of --gpu-memory-utilization
+_SPARE: Final = 0.02  # of a GPU's memory, left for what others take between our look and vLLM's start
 BLOCK: Final = 16  # tokens that vLLM hands out at once: --block-size
 _GRAPHS: Final = 512 * MIB  # CUDA graphs; vLLM prints what they really took
 _RUNTIME: Final = 200 * MIB  # beside weights and cache; measured with transformers on Qwen2.5-7B AWQ at one token
 # The peak while a prompt is read, in KV caches of that prompt: Qwen2.5-7B AWQ grew by 200 kB a token (5.39 GiB at 1
 # token, 10.98 GiB at 30,720) where its cache grows by 57 kB.
 _PREFILL: Final = 3.5
+
+
+def gpu_share(free: int, total: int) -> float:
+    """The share of a GPU that vLLM is told to take: it refuses to start where less than that is free.
+
+    At most its own default, in whole hundredths, and at least 0.05.
+    """
+    share = min(UTILIZATION, free / max(total, 1) - _SPARE)
+    return max(0.05, math.floor(100 * share + 1e-9) / 100)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

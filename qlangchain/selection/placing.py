@@ -152,9 +152,9 @@ def _other(engine: EngineFacts, weights: Weights, setting: Setting, at: Situatio
     card = at.hardware.gpus[0]
     free = min(card.free_bytes, at.hardware.memory_available) if card.unified else card.free_bytes
     if engine.runtime == "vllm":
-        share = min(budgets.UTILIZATION, free / max(card.total_bytes, 1))
+        share = budgets.gpu_share(free, card.total_bytes)
         budget = budgets.vllm(
-            at.model.architecture, weights, card.total_bytes, context=setting.context, utilization=max(share, 1e-6)
+            at.model.architecture, weights, card.total_bytes, context=setting.context, utilization=share
         )
         fixed = budget.weights + budget.activations + budget.graphs
         if not budget.fits:

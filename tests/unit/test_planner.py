@@ -37,7 +37,9 @@ from qlangchain.errors import (
     MissingDependencyError,
     NoWeightsError,
 )
-from qlangchain.selection.costing import DEFAULT_CONTEXT
+from qlangchain.runtimes.vllm_command import gpu_share
+from qlangchain.selection.budgets import vllm
+from qlangchain.selection.costing import DEFAULT_CONTEXT, weights_of
 from qlangchain.selection.facts import ModelFacts, Offer
 from qlangchain.selection.memory import kv_bytes_per_token, slots_that_fit
 from qlangchain.selection.plan import Plan
@@ -371,6 +373,18 @@ def test_vllm_takes_its_share_of_the_gpu_and_never_more() -> None:
     small = replace(GPU_BOX, gpus=(replace(GPU_BOX.gpus[0], total_bytes=6 * GIB, free_bytes=5 * GIB),))
     with pytest.raises(DoesNotFitError, match="vLLM's share"):
         plan([AWQ], small, VLLM, hardware=Target.GPU)
+
+
+def test_a_plan_counts_with_the_share_of_the_gpu_that_vllm_is_told_to_take() -> None:
+    card = replace(GPU_BOX.gpus[0], total_bytes=24 * GIB, free_bytes=9 * GIB)
+    told = gpu_share((card,))
+    assert told == pytest.approx(0.35)
+    fits = vllm(MODEL.architecture, weights_of(AWQ, MODEL), 24 * GIB, context=8192, utilization=told)
+    longest = fits.tokens
+    box = replace(GPU_BOX, gpus=(card,))
+    assert plan([AWQ], box, VLLM, hardware=Target.GPU, context_length=longest).context_length == longest
+    with pytest.raises(DoesNotFitError, match="vLLM's share"):
+        plan([AWQ], box, VLLM, hardware=Target.GPU, context_length=longest + 16)
 
 
 def test_transformers_serves_one_request_at_a_time() -> None:
