@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import shutil
 import threading
 from collections.abc import Callable, Sequence
@@ -249,6 +250,8 @@ def _errors(layers: list[tuple[str, float]]) -> dict[str, Any]:
 
 
 def _divergence(found: Divergence) -> dict[str, Any]:
+    if not math.isfinite(found.nats):  # the source itself gives no numbers on this text
+        return {}
     return {"kl": found.nats, "same_first": found.same_first, "kl_tokens": found.tokens}
 
 

@@ -236,8 +236,14 @@ def _compare(found: QuantizedFiles, checkpoint: Checkpoint, name: str, layer: Qu
 
 
 def _relative(values: Values, weights: Values) -> float:
-    norm = float(np.linalg.norm(weights))
-    return float(np.linalg.norm(values - weights)) / norm if norm else float(np.linalg.norm(values))
+    norm = _norm(weights)
+    return _norm(values - weights) / norm if norm else _norm(values)
+
+
+def _norm(values: Values) -> float:
+    """The Euclidean norm, whose squares do not overflow whatever the values are."""
+    largest = max(float(values.max(initial=0)), -float(values.min(initial=0)))
+    return largest * float(np.linalg.norm(values / np.float32(largest))) if 0 < largest < math.inf else largest
 
 
 def _unscaled(values: Values, weights: Values) -> Values:

@@ -24,6 +24,7 @@ from qlangchain.errors import (
     QlangchainError,
     UnsupportedModelError,
 )
+from qlangchain.produce import verify
 from qlangchain.produce.awq import produce_awq
 from qlangchain.produce.gptq import produce_gptq
 from qlangchain.produce.verify import verify_directory
@@ -203,3 +204,11 @@ def test_files_that_are_missing_or_cut(copy: Callable[..., Path], source: Path, 
         verify_directory(target, source)
     with pytest.raises(ModelNotFoundError):
         verify_directory(tmp_path / "nowhere", source)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e25, 1e-30])
+def test_errors_are_relative_whatever_the_size_of_the_weights(factor: float) -> None:
+    weights = np.random.default_rng(1).standard_normal((64, 64), np.float32)
+    whole = weights * np.float32(factor)
+    assert verify._relative(whole * np.float32(1.1), whole) == pytest.approx(0.1, rel=1e-3)
+    assert verify._relative(weights * 0, weights * 0) == 0
