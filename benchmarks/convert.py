@@ -5,7 +5,7 @@
 The weights are random and of the shape of Qwen2.5-0.5B. Each conversion runs in a process of its own; its private
 memory is watched from outside, pages of mapped files are not counted. llama.cpp's script is no wheel on PyPI: it lies
 in the source distribution of llama-cpp-python (vendor/llama.cpp), with the gguf package that belongs to it beside it.
-With it, the tensors of both files are compared byte by byte.
+With it (it imports torch, transformers and sentencepiece) the tensors of both files are compared byte by byte.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> None:
                 theirs = Path(directory) / f"theirs-{format}.gguf"
                 command = [sys.executable, "-c", PATCH, str(asked.script), str(source), "--outfile", str(theirs),
                            "--outtype", format.lower()]  # fmt: skip
-                path = os.pathsep.join([str(asked.script.parent / "gguf-py"), str(asked.script.parent)])
+                path = os.pathsep.join([str(asked.script.parent / "gguf-py"), str(asked.script.parent), *sys.path[1:]])
                 other = best(asked.repeat, command, {"PYTHONPATH": path}, theirs)
                 row(format, "llama.cpp's script", size, other)
                 print(f"\n{format}: {other[0] / took[0]:.2f} times as fast; {compare(ours, theirs)}\n")

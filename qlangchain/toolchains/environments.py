@@ -130,7 +130,10 @@ def create(
         return found
     current = settings.read()
     if current.offline if offline is None else offline:
-        raise OfflineError(f"The environment for {name} is not there, and making it needs the network.")
+        raise OfflineError(
+            f"The environment for {name} is not there, and making it needs the network.",
+            hint="Unset QLANGCHAIN_OFFLINE and HF_HUB_OFFLINE, and call again.",
+        )
     path = _root() / toolchain.directory
     with _lock(path, f"making the environment for {name}", tell, cancelled):
         found = _look(path, toolchain)  # another process may have made it meanwhile
