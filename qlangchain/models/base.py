@@ -12,10 +12,16 @@ from typing import Any, ClassVar, Final
 import anyio.to_thread
 from langchain_core.language_models import LangSmithParams
 from langchain_core.runnables import RunnableConfig
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from qlangchain import pipeline
-from qlangchain.errors import EngineStartError, QlangchainError, QlangchainWarning, UnsupportedRequestError
+from qlangchain.errors import (
+    EngineStartError,
+    InvalidInputError,
+    QlangchainError,
+    QlangchainWarning,
+    UnsupportedRequestError,
+)
 from qlangchain.models.errors import translated
 from qlangchain.runtimes import remote
 from qlangchain.runtimes.channel import Channel
@@ -255,7 +261,14 @@ class Quantized(Located):
         own = {name: getattr(self, name) for name in SAMPLING}
         given = {name: value for name, value in kwargs.items() if name in SAMPLING}
         if given:  # the call's values are held to the same limits as the constructor's
-            own.update(Quantized(**given).model_dump(include=set(given)))
+            try:
+                own.update(Quantized(**given).model_dump(include=set(given)))
+            except ValidationError as error:
+                wrong = error.errors()[0]
+                name = wrong["loc"][0] if wrong["loc"] else "A setting"
+                raise InvalidInputError(
+                    f"{name}={wrong['input']!r} cannot be: {wrong['msg']}.", hint="The constructor has the same limits."
+                ) from None
         return {**own, "stop": self.stop if stop is None else stop}
 
     def _metadata(self) -> dict[str, Any]:

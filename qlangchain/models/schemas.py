@@ -21,7 +21,13 @@ LARGEST_NUMBER: Final = 10**15
 SMALLEST_STEP: Final = 1e-6
 SHORTEST_STRING: Final = 12  # below it nothing useful can be said; such an answer may be cut, which is an error
 _ITEM_TOKENS: Final = 24  # what an item of an array is given at least
+LONGEST_KEY: Final = 24  # characters, in an object whose keys are free
+_ENTRY_TOKENS: Final = 48  # what an entry of such an object is given at least
 _PLAIN_VALUE: Final[Schema] = {"anyOf": [{"type": kind} for kind in ("string", "number", "boolean", "null")]}
+# Formats that a grammar knows; a string of any other one, such as pydantic's "binary" for bytes, can be of any length.
+_FORMATS: Final = frozenset(
+    ("date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
+)
 _COMBINING: Final = ("anyOf", "oneOf", "allOf", "prefixItems")
 _SHAPING: Final = ("type", "enum", "const", "$ref", "properties", "items", *_COMBINING)
 
@@ -43,6 +49,26 @@ def check(schema: Any, what: str) -> None:
             raise InvalidInputError(
                 f"{what} refers to {reference!r}, which is not in it.", hint="Put every definition under $defs."
             )
+
+
+def is_recursive(schema: Schema) -> bool:
+    """Whether a definition leads back to itself, so that values of it can be nested without end."""
+    groups = {
+        f"#/{group}/{name}": part for group in ("$defs", "definitions") for name, part in schema.get(group, {}).items()
+    }
+    ways = {name: set(_references(part)) for name, part in groups.items()}
+
+    def reached(name: str) -> set[str]:
+        found: set[str] = set()
+        ahead = list(ways.get(name, ()))
+        while ahead:
+            step = ahead.pop()
+            if step not in found:
+                found.add(step)
+                ahead += ways.get(step, ())
+        return found
+
+    return any(name in reached(name) for name in ways)
 
 
 def bounded(schema: Schema, tokens: int) -> Schema:
@@ -88,7 +114,8 @@ def _bound(schema: Any, tokens: int, *, required: bool) -> Any:
         schema.update(copy.deepcopy(_PLAIN_VALUE))
     kinds = schema.get("type")
     kinds = [kinds] if isinstance(kinds, str) else kinds or []
-    if "string" in kinds and not any(key in schema for key in ("enum", "const", "pattern", "format")):
+    shaped = any(key in schema for key in ("enum", "const", "pattern")) or schema.get("format") in _FORMATS
+    if "string" in kinds and not shaped:
         length = min(LONGEST_STRING, max(SHORTEST_STRING, tokens - 4))
         schema.setdefault("maxLength", max(length, schema.get("minLength", 0)))
         if required:
@@ -104,10 +131,10 @@ def _bound(schema: Any, tokens: int, *, required: bool) -> Any:
         if schema["items"] is None:
             del schema["items"]
     if "properties" in schema:
-        schema.setdefault("additionalProperties", False)
+        schema["additionalProperties"] = False  # where others are allowed, there need be none
         _bound_properties(schema, tokens)
-    if isinstance(schema.get("additionalProperties"), dict):
-        schema["additionalProperties"] = _bound(schema["additionalProperties"], tokens // 4, required=False)
+    elif "object" in kinds and "patternProperties" not in schema and schema.get("additionalProperties") is not False:
+        _bound_entries(schema, tokens)
     for key in _COMBINING:
         # Parts of allOf describe one object together, so none of them may forbid the others' properties.
         if key in schema and key != "allOf":
@@ -126,6 +153,18 @@ def _bound_number(schema: Schema) -> None:
         schema["maximum"] = max(LARGEST_NUMBER, schema.get("minimum", 0), schema.get("exclusiveMinimum", 0))
     if schema.get("type") != "integer":
         schema.setdefault("multipleOf", SMALLEST_STEP)
+
+
+def _bound_entries(schema: Schema, tokens: int) -> None:
+    """Limit the entries of an object whose keys are free, and the length of the keys; values of any kind end here."""
+    entries = max(1, min(MOST_ITEMS, tokens // _ENTRY_TOKENS), schema.get("minProperties", 0))
+    entries = schema.setdefault("maxProperties", entries)
+    schema.setdefault("propertyNames", {"maxLength": max(1, min(LONGEST_KEY, tokens // max(1, entries) // 4))})
+    share = max(SHORTEST_STRING, tokens // max(1, entries) * 3 // 4 - 6)
+    value = schema.get("additionalProperties")
+    if not isinstance(value, dict):
+        value = {"anyOf": [*_PLAIN_VALUE["anyOf"], {"type": "array"}]} if share > 2 * _ITEM_TOKENS else {}
+    schema["additionalProperties"] = _bound(copy.deepcopy(value), share, required=False)
 
 
 def _bound_properties(schema: Schema, tokens: int) -> None:

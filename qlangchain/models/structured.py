@@ -10,12 +10,12 @@ from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.output_parsers import BaseOutputParser, JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
-from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel
 
 from qlangchain.errors import InvalidInputError
-from qlangchain.models import schemas
+from qlangchain.models import schemas, tools
 
 Schema = dict[str, Any] | type
 Way = Literal["json_schema", "function_calling", "json_mode"]
@@ -44,7 +44,7 @@ def structured(
     parser: Runnable[Any, Any]
     if method == "function_calling":
         assert schema is not None
-        tool = convert_to_openai_tool(schema, strict=strict)
+        [tool] = tools.to_openai([schema], strict=strict)
         name = tool["function"]["name"]
         bound: Runnable[LanguageModelInput, Any] = model.bind_tools([tool], tool_choice=name, **traced)
         parser = _tool_parser(schema, name)

@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
+from pydantic import BaseModel
 
 from qlangchain.errors import InvalidInputError
 from qlangchain.models import schemas
@@ -28,13 +29,24 @@ def to_openai(tools: Sequence[ToolLike], *, strict: bool | None = None) -> list[
     converted: list[Tool] = []
     for tool in tools:
         try:
-            converted.append(convert_to_openai_tool(tool, strict=strict))
+            converted.append(_converted(tool, strict))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InvalidInputError(
                 f"{tool!r} is no tool: {error}", hint="Pass a function with a docstring, a class, or a schema."
             ) from error
     for tool in converted:
         schemas.check(parameters_of(tool), f"The schema of the tool {name_of(tool)!r}")
+    return converted
+
+
+def _converted(tool: ToolLike, strict: bool | None) -> Tool:
+    converted: Tool = convert_to_openai_tool(tool, strict=strict)
+    described = getattr(tool, "tool_call_schema", None) if isinstance(tool, BaseTool) else tool
+    if isinstance(described, type) and issubclass(described, BaseModel):
+        schema = described.model_json_schema()
+        if schemas.is_recursive(schema):  # LangChain writes its references out, and {} where that would not end
+            about = {name: value for name, value in schema.items() if name not in ("title", "description")}
+            converted["function"]["parameters"] = about
     return converted
 
 
@@ -74,6 +86,8 @@ def choose(choice: ToolChoice, tools: Sequence[Tool]) -> Literal["auto", "none"]
     if choice is True or choice in _ANY:
         return list(tools)
     name: Any = choice
+    if isinstance(choice, Mapping) and choice.get("type") in ("auto", "any", "required", "none"):
+        return choose(choice["type"], tools)
     if isinstance(choice, Mapping):
         function: Any = choice.get("function")
         name = function.get("name") if isinstance(function, Mapping) else choice.get("name")

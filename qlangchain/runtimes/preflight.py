@@ -115,8 +115,23 @@ def _constrained(body: Mapping[str, Any], prompt: str, endpoint: Endpoint) -> di
 def _grammar(schema: Mapping[str, Any]) -> str:
     # Many tokenizers have one token for the last braces and a line end. Where the grammar forbids the line end, a
     # model that would close the object here cannot, and goes on with digits instead.
-    value = json.dumps({**schema, "x-guidance": _GUIDANCE})
+    value = json.dumps({**_with_patterns(schema), "x-guidance": _GUIDANCE})
     return f'%llguidance {{}}\nstart: value END?\nvalue: %json {value}\nEND: "\\n"\n'
+
+
+def _with_patterns(schema: Any) -> Any:
+    """Say by a pattern how long a free key may be: llguidance passes over `propertyNames`."""
+    if isinstance(schema, list):
+        return [_with_patterns(part) for part in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    found = {name: _with_patterns(part) for name, part in schema.items()}
+    names = found.get("propertyNames")
+    if found.get("type") == "object" and isinstance(names, dict) and set(names) == {"maxLength"}:
+        del found["propertyNames"]
+        key = f'^[^"\\\\]{{1,{names["maxLength"]}}}$'
+        found |= {"patternProperties": {key: found["additionalProperties"]}, "additionalProperties": False}
+    return found
 
 
 def _constrained_chat(body: Mapping[str, Any], endpoint: Endpoint) -> dict[str, Any]:

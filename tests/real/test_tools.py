@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.v1 import BaseModel as BaseModelV1
 
 from qlangchain import ChatQuantized, get_chat_model
@@ -179,6 +179,55 @@ def test_strings_end_before_the_tokens_do(rambler: ChatQuantized, tokens: int) -
     answer = chain.invoke("x", response_format=schema)
     assert answer.response_metadata["finish_reason"] == "stop"
     Person.model_validate_json(answer.text)
+
+
+class Scores(BaseModel):
+    scores: dict[str, int]
+
+
+class Anything(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    value: Any
+    raw: bytes
+
+
+class Branch(BaseModel):
+    """A branch of a tree."""
+
+    size: int
+    branches: list[Branch] = Field(default=[], max_length=1)
+
+
+@pytest.mark.parametrize("tokens", [60, 120, 1000])
+@pytest.mark.parametrize("schema", [Scores, Anything])
+def test_objects_with_free_keys_end_before_the_tokens_do(model: ChatQuantized, schema: Any, tokens: int) -> None:
+    fields = schema.model_json_schema()
+    if schema is Scores:
+        fields["properties"]["scores"]["minProperties"] = 1
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": fields}}
+    answer = model.invoke("Anna, 5, red, 12345", max_tokens=tokens, response_format=wanted)
+    assert answer.response_metadata["finish_reason"] == "stop"
+    schema.model_validate_json(answer.text)
+
+
+@pytest.mark.parametrize("tokens", [60, 1000])
+def test_json_of_any_form_ends_before_the_tokens_do(model: ChatQuantized, tokens: int) -> None:
+    answer = model.invoke("Answer in JSON.", max_tokens=tokens, response_format={"type": "json_object"})
+    assert isinstance(json.loads(answer.text), dict)
+    assert model.with_structured_output(None, method="json_mode").invoke("Answer in JSON.") is not None
+
+
+def test_arguments_that_nest_in_themselves_keep_their_schema(chat: ChatQuantized) -> None:
+    value = chat.with_structured_output(Branch, method="function_calling").invoke("Anna, 5, red, 12345")
+    assert isinstance(value, Branch)
+    bound = chat.bind_tools([Branch]).kwargs["tools"][0]["function"]  # type: ignore[attr-defined]
+    assert bound["parameters"]["$defs"]["Branch"]["properties"]["branches"]["items"] == {"$ref": "#/$defs/Branch"}
+    assert bound["description"] == "A branch of a tree."
+
+
+@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "add"}])
+def test_a_choice_in_anthropic_s_form_is_understood(chat: ChatQuantized, choice: Any) -> None:
+    assert chat.bind_tools([add], tool_choice=choice).invoke("Hello").tool_calls[0]["name"] == "add"
 
 
 def test_tools_and_a_schema_together_give_one_or_the_other(model: ChatQuantized) -> None:

@@ -282,7 +282,7 @@ def test_unknown_settings_of_a_call_are_refused(server: FaultServer, make: Make,
 
 @pytest.mark.parametrize(("name", "value"), [("temperature", -1), ("top_p", 2), ("max_tokens", 0)])
 def test_settings_of_a_call_have_the_same_limits(server: FaultServer, make: Make, name: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(InvalidInputError, match=name):
         make(endpoint=server.url).invoke("Hi", **{name: value})
     assert server.posts == []
 
