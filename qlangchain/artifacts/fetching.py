@@ -19,6 +19,7 @@ from qlangchain.artifacts.hub import Hub
 from qlangchain.artifacts.listing import Listing, RemoteFile
 from qlangchain.artifacts.manifest import Manifest, StoredFile
 from qlangchain.artifacts.names import nominal_bits
+from qlangchain.artifacts.shard_index import ENDING, check_index
 from qlangchain.artifacts.source import format_of
 from qlangchain.artifacts.store import Store, Stored
 from qlangchain.errors import CorruptFileError, ModelNotFoundError, QlangchainWarning, UnsupportedModelError
@@ -159,7 +160,11 @@ def _verified(candidate: Candidate, blobs: Mapping[str, Path]) -> dict[str, Any]
     weights = {file.name: blobs[file.name] for file in candidate.variant.weights}
     if next(iter(weights)).lower().endswith(".gguf"):
         return _gguf_facts(candidate, _gguf_headers(weights))
-    tensors = sum(len(_read(read_safetensors_header, path, name).tensors) for name, path in weights.items())
+    held = {name: _read(read_safetensors_header, path, name).tensors for name, path in weights.items()}
+    tensors = sum(map(len, held.values()))
+    for name in blobs:
+        if name.endswith(ENDING):
+            check_index(blobs[name], name, held, _AS_UPLOADED)
     config = _json(blobs.get("config.json"))
     if config.get("auto_map"):
         raise UnsupportedModelError(

@@ -6,7 +6,6 @@ parsers within the same limits. Most take one request of 1 MiB; a GGUF with a la
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,14 +23,13 @@ from qlangchain.artifacts.headers import (
 from qlangchain.artifacts.hub import Hub
 from qlangchain.artifacts.listing import Listing
 from qlangchain.artifacts.names import safe_name
+from qlangchain.artifacts.shard_index import MAX_INDEX, parse_index
 from qlangchain.errors import CorruptFileError, InvalidInputError, NoWeightsError
 
 logger = logging.getLogger(__name__)
 
 INDEX: Final = "model.safetensors.index.json"
 SINGLE: Final = "model.safetensors"
-MAX_INDEX: Final = 48 << 20  # bytes; the largest models have 0.3 Mi tensors of 100 bytes each
-MAX_SHARDS: Final = 2000
 _FIRST: Final = 1 << 20  # bytes of the first request
 _AT_ONCE: Final = 4
 
@@ -121,24 +119,9 @@ def read_remote_checkpoint(hub: Hub, listing: Listing) -> dict[str, SafetensorsH
 
 def _index(hub: Hub, listing: Listing) -> Mapping[str, str]:
     """Return which shard holds each tensor, with every shard's name checked and listed."""
-
-    def bad(what: str) -> CorruptFileError:
-        return CorruptFileError(f"{INDEX} of {listing.repo} cannot be used: {what}.", hint="Take another repository.")
-
-    try:
-        index = json.loads(hub.text(listing, INDEX, limit=MAX_INDEX))
-    except (ValueError, RecursionError) as error:
-        raise bad(f"it is no JSON ({short(str(error))})") from error
-    placed = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(placed, dict) or not placed or not all(isinstance(shard, str) for shard in placed.values()):
-        raise bad("it has no weight_map of tensors to files")
-    shards = set(placed.values())
-    if len(shards) > MAX_SHARDS:
-        raise bad(f"it names {len(shards):,} files")
-    for shard in shards:
-        if listing.file(safe_name(shard)) is None:
-            raise bad(f"the repository has no file {short(shard)}")
-    return placed
+    names = {file.name for file in listing.files}
+    text = hub.text(listing, INDEX, limit=MAX_INDEX)
+    return parse_index(text, f"{INDEX} of {listing.repo}", names, "Take another repository.")
 
 
 def _with_first(read: Read, size: int) -> Read:

@@ -15,6 +15,7 @@ from qlangchain.artifacts.finding import HubModel
 from qlangchain.artifacts.headers import GgufArray, GgufHeader, check_servable, read_gguf_header
 from qlangchain.artifacts.model_id import is_address
 from qlangchain.artifacts.quantization import Quantization, read_quantization
+from qlangchain.artifacts.shard_index import check_indices
 from qlangchain.errors import (
     CorruptFileError,
     InvalidInputError,
@@ -147,6 +148,7 @@ def _directory(path: Path, *, name: str) -> Source:
                 f"{path} brings code of its own (auto_map in config.json), which is never run.",
                 hint="Take a version of the model that needs none, or a GGUF file of it.",
             )
+        check_indices(path)
         quantization = read_quantization(config)
         return Source(
             _config_facts(path, name),

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 from gguf import GGUFReader, GGUFValueType, GGUFWriter
 from hub import TOKEN, StandIn, seeded
+from safetensors.torch import load_file, save_file
 
 from qlangchain import get_llm, pipeline, plan, pull
-from qlangchain.artifacts.source import DEMO_DIRECTORY
+from qlangchain.artifacts.headers import read_safetensors_header
+from qlangchain.artifacts.source import DEMO_DIRECTORY, locate
 from qlangchain.artifacts.store import Store
 from qlangchain.errors import (
     AccessDeniedError,
@@ -29,6 +31,7 @@ from qlangchain.errors import (
     OfflineError,
     QlangchainWarning,
     RevisionNotFoundError,
+    UnsafeSourceError,
     UnsupportedModelError,
 )
 from qlangchain.produce.gguf import produce_gguf
@@ -347,6 +350,53 @@ def test_weights_are_brought_before_their_engine_is_there(hub: StandIn, monkeypa
     with pytest.warns(QlangchainWarning, match="Nothing here can run it yet"):
         assert pull(f"{BASE}:AWQ", offline=True).path == first.path
     assert hub.requests == []
+
+
+def cut(whole: Path, directory: Path) -> dict[str, bytes]:
+    """The safetensors of a model in two files, without their index."""
+    tensors = load_file(whole)
+    names = sorted(tensors)
+    files = {}
+    for number, part in enumerate((names[: len(names) // 2], names[len(names) // 2 :]), 1):
+        name = f"model-{number:05}-of-00002.safetensors"
+        save_file({tensor: tensors[tensor] for tensor in part}, directory / name)
+        files[name] = (directory / name).read_bytes()
+    return files
+
+
+def test_an_index_names_the_files_beside_it_and_no_others(hub: StandIn, tmp_path: Path) -> None:
+    """Engines open what an index names, wherever that is."""
+    parts = cut(DEMO_DIRECTORY / "model.safetensors", tmp_path)
+    names = list(parts)
+    held = {tensor: name for name in names for tensor in read_safetensors_header(tmp_path / name).tensors}
+    first, last = min(held), max(held)
+    small = {name: content for name, content in base_files().items() if name != "model.safetensors"}
+    for repo, changes, error in (
+        ("good", {}, None),
+        ("outside", {first: "../../../etc/passwd"}, UnsafeSourceError),
+        ("absolute", {first: "/etc/passwd"}, UnsafeSourceError),
+        ("absent", {first: "model-00003-of-00003.safetensors"}, CorruptFileError),
+        ("swapped", {first: names[1], last: names[0]}, CorruptFileError),
+        ("more", {"nowhere": names[0]}, CorruptFileError),
+    ):
+        index = json.dumps({"metadata": {}, "weight_map": held | changes})
+        files = {**small, **parts, "model.safetensors.index.json": index}
+        hub.add(f"maker/{repo}", files, licence="apache-2.0", config=config())
+        local = tmp_path / repo
+        local.mkdir()
+        for name, content in files.items():
+            (local / name).write_bytes(content.read_bytes() if isinstance(content, Path) else content.encode()
+                                       if isinstance(content, str) else content)  # fmt: skip
+        if error is None:
+            assert pull(f"maker/{repo}", method="none").size_bytes > 0
+            assert locate(local).directory == local
+            continue
+        with pytest.raises(error):
+            pull(f"maker/{repo}", method="none")
+        if repo not in ("swapped", "more"):
+            with pytest.raises(error):
+                locate(local)
+    assert {stored.manifest.repo for stored in Store(pipeline.planning.settings.read().store).list()} == {"maker/good"}
 
 
 GATED = "meta-llama/Llama-3.2-1B-Instruct"
