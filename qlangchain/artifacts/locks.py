@@ -38,9 +38,15 @@ def hold(directory: Path, name: str, *, what: str, timeout: float) -> Iterator[N
         raise InvalidInputError(f"{name[:80]!r} cannot name a lock.", hint="Use letters, digits, '.', '_' and '-'.")
     path = directory / f"{name}.lock"
     lock, holder = FileLock(path), path.with_suffix(".holder")
+    end = time.monotonic() + max(timeout, 0.0)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=max(timeout, 0.0), poll_interval=0.05)
+        while not lock.is_locked:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=max(end - time.monotonic(), 0.0), poll_interval=0.05)
+            except FileNotFoundError:  # who held it has removed the directory with it
+                if time.monotonic() > end:
+                    raise
     except Timeout:
         raise StoreLockedError(_blame(holder, what, timeout)) from None
     except OSError as error:

@@ -318,6 +318,8 @@ def _make_directory(path: Path) -> None:
         raise InvalidInputError(
             f"The output directory {path} cannot be made: {error.strerror}.", hint="Choose another one."
         ) from error
+    if not os.access(path, os.W_OK):
+        raise InvalidInputError(f"The output directory {path} cannot be written.", hint="Choose another one.")
 
 
 @contextlib.contextmanager

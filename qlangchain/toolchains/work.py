@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import inspect
 import json
@@ -12,7 +13,7 @@ import time
 import traceback
 from typing import Any, Final, TextIO
 
-from qlangchain.errors import CancelledError, ProductionError, QlangchainError
+from qlangchain.errors import CancelledError, DiskFullError, ProductionError, QlangchainError
 from qlangchain.toolchains.child import end_with_parent, leave
 
 _EVERY: Final = 0.05  # seconds between two events of one stage: a fast loop must not drown the pipe
@@ -39,10 +40,16 @@ def main() -> None:
         _write(out, {"event": "error", "type": ProductionError.__name__, "message": "There is not enough memory."})
     except Exception as error:
         traceback.print_exc()
-        said = f"{type(error).__name__}: {error}"
-        _write(out, {"event": "error", "type": ProductionError.__name__, "message": f"The work failed: {said[:1500]}"})
+        _write(out, {"event": "error", **_told(error)})
     sys.stderr.flush()
     os._exit(0)  # threads of native libraries may hold up an orderly exit
+
+
+def _told(error: Exception) -> dict[str, str]:
+    """What an error that is none of ours is called."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return {"type": DiskFullError.__name__, "message": f"The disk is full: {error}.", "hint": "Free some disk."}
+    return {"type": ProductionError.__name__, "message": f"The work failed: {type(error).__name__}: {error}"[:1500]}
 
 
 def _function(job: str) -> Any:

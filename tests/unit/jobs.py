@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -33,6 +34,10 @@ def find_damage(path: str) -> None:
 
 def fail() -> None:
     raise KeyError("nothing")
+
+
+def fill_the_disk() -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def die(how: int) -> None:

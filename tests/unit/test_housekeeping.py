@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from unit.storing import add, forget, git, manifest_of, overwrite, publish, sha
 
 from qlangchain.artifacts.housekeeping import matching
-from qlangchain.artifacts.locks import sweep
+from qlangchain.artifacts.locks import hold, sweep
 from qlangchain.artifacts.store import Store
 from qlangchain.errors import InvalidInputError, ModelNotFoundError
 
@@ -270,3 +273,20 @@ def test_a_beginning_that_fits_several_is_refused(store: Store) -> None:
     forget()
     with pytest.raises(InvalidInputError, match="2 ids"):
         matching(store, [manifest.id[:6]])
+
+
+def test_who_waits_for_a_lock_gets_it_though_its_directory_was_removed(tmp_path: Path) -> None:
+    room, entered = tmp_path / "room", threading.Event()
+
+    def wait() -> None:
+        with hold(room, "work", what="waiting", timeout=30):
+            entered.set()
+
+    waiting = threading.Thread(target=wait)
+    with hold(room, "work", what="making", timeout=1):
+        waiting.start()
+        time.sleep(0.3)
+        assert not entered.is_set()
+        shutil.rmtree(room)
+    waiting.join()
+    assert entered.is_set()

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from qlangchain.errors import CancelledError, ChecksumError, HubBusyError, ProductionError
+from qlangchain.errors import CancelledError, ChecksumError, DiskFullError, HubBusyError, ProductionError
 from qlangchain.toolchains import worker
 from qlangchain.toolchains.worker import Progress
 
@@ -65,6 +65,8 @@ def test_other_errors_are_failures_of_the_production() -> None:
         run("fail")
     with pytest.raises(ProductionError, match="No module named"):
         worker.run("no_such_module:work", {})
+    with pytest.raises(DiskFullError, match="disk is full"):
+        run("fill_the_disk")
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
