@@ -194,6 +194,15 @@ def verify(
     return found
 
 
+def verify_int8(target: str, source: str, smoothed: bool) -> dict[str, Any]:
+    """Examine a directory of 8-bit compressed-tensors; see `int8_check.examine`."""
+    from qlangchain.produce import int8_check
+
+    layers, problems = int8_check.examine(Path(target), Path(source), smoothed=smoothed)
+    size = sum(path.stat().st_size for path in Path(target).glob("*.safetensors"))
+    return {"size_bytes": size, "problems": problems, **_errors([(one.name, one.relative) for one in layers])}
+
+
 def estimate(
     source: str,
     method: str,

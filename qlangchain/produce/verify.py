@@ -230,12 +230,13 @@ def _compare(found: QuantizedFiles, checkpoint: Checkpoint, name: str, layer: Qu
     weights: Values = np.ascontiguousarray(np.concatenate(list(checkpoint.chunks(full))).T)
     values = layer.dequantized()
     if found.scheme.method == "awq":
-        values = _unscaled(values, weights)
-    relative = _relative(values, weights)
-    return LayerError(name, relative, _relative(nearest(weights, found.scheme), weights))
+        values = unscaled(values, weights)
+    relative = error_of(values, weights)
+    return LayerError(name, relative, error_of(nearest(weights, found.scheme), weights))
 
 
-def _relative(values: Values, weights: Values) -> float:
+def error_of(values: Values, weights: Values) -> float:
+    """||W - Q|| / ||W||, and ||Q|| where all weights are zero."""
     norm = _norm(weights)
     return _norm(values - weights) / norm if norm else _norm(values)
 
@@ -246,7 +247,7 @@ def _norm(values: Values) -> float:
     return largest * float(np.linalg.norm(values / np.float32(largest))) if 0 < largest < math.inf else largest
 
 
-def _unscaled(values: Values, weights: Values) -> Values:
+def unscaled(values: Values, weights: Values) -> Values:
     """Undo AWQ's factors, which other layers or norms make good for: the best one for each input and output.
 
     Fitted by least squares in turns, as a product of two vectors.
@@ -276,7 +277,7 @@ def _kept_problems(found: QuantizedFiles, checkpoint: Checkpoint) -> Iterator[st
         for chunk in checkpoint.chunks(name):
             rows = chunk.reshape(-1) if len(tensor.shape) == 1 else chunk
             stored = found.read(name, at, at + len(rows)).astype(np.float32)
-            if not _relative(stored, rows) <= _NARROWED:
+            if not error_of(stored, rows) <= _NARROWED:
                 yield f"{name} is not what the source has."
                 break
             at += len(rows)

@@ -60,7 +60,8 @@ class Examined:
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON takes it, the figures among the rest."""
         found = asdict(self)
-        return {**found, **found.pop("figures"), "path": str(self.path)}
+        figures = found.pop("figures")
+        return {**found, **figures, "path": str(self.path)}
 
 
 def examine(

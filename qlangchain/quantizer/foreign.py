@@ -135,15 +135,16 @@ def _checked(
 ) -> dict[str, Any]:
     if method in ("w8a8", "w8a16"):
         quantization = read_quantization(read_config(made))
-        size = sum(path.stat().st_size for path in made.glob("*.safetensors"))
-        if quantization.format != method.upper() or not size:
+        if quantization.format != method.upper():
             raise ProductionError(
                 f"What was made is {quantization.format}, not {method.upper()}; it was not published.",
                 hint="Choose another method.",
             )
-        return {"size_bytes": size}
+        job, more = "verify_int8", {"smoothed": method == "w8a8"}
+    else:
+        job, more = "verify", {}
     found: dict[str, Any] = worker.run(
-        "qlangchain.produce.jobs:verify", {"target": str(made), "source": str(weights.directory)},
+        f"qlangchain.produce.jobs:{job}", {"target": str(made), "source": str(weights.directory), **more},
         progress=progress, cancel=cancel,
     )  # fmt: skip
     if problems := found.pop("problems"):

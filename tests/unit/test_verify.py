@@ -210,5 +210,5 @@ def test_files_that_are_missing_or_cut(copy: Callable[..., Path], source: Path, 
 def test_errors_are_relative_whatever_the_size_of_the_weights(factor: float) -> None:
     weights = np.random.default_rng(1).standard_normal((64, 64), np.float32)
     whole = weights * np.float32(factor)
-    assert verify._relative(whole * np.float32(1.1), whole) == pytest.approx(0.1, rel=1e-3)
-    assert verify._relative(weights * 0, weights * 0) == 0
+    assert verify.error_of(whole * np.float32(1.1), whole) == pytest.approx(0.1, rel=1e-3)
+    assert verify.error_of(weights * 0, weights * 0) == 0

@@ -34,7 +34,9 @@ def quantize(
     if progress is not None:
         progress("load", 0, 1)
     model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", trust_remote_code=False)
-    recipe: list[Any] = [GPTQModifier(targets="Linear", scheme=scheme, ignore=["lm_head"])]
+    # An order of columns makes no sense with one scale for all of them, and some readers refuse config.json for it.
+    order: dict[str, Any] = {"actorder": None} if scheme == "W8A8" else {}
+    recipe: list[Any] = [GPTQModifier(targets="Linear", scheme=scheme, ignore=["lm_head"], **order)]
     if scheme == "W8A8":
         from llmcompressor.modifiers.transform.smoothquant import (  # type: ignore[import-not-found, unused-ignore]
             SmoothQuantModifier,
