@@ -60,15 +60,36 @@ def open_predictor(path: Path, source: Path | None, *, length: int, threads: int
     return _Transformers(path, source, threads)
 
 
+@contextlib.contextmanager
+def _plain_buffers(low_level: Any) -> Iterator[None]:
+    """Load without copies of the weights in a processor's own layout, which the class `Llama` has no argument for.
+
+    They only make it faster, and the kernels for one of them (AMX) end the process on some virtual machines.
+    """
+    usual = low_level.llama_model_default_params
+
+    def plain() -> Any:
+        params = usual()
+        params.use_extra_bufts = False
+        return params
+
+    low_level.llama_model_default_params = plain
+    try:
+        yield
+    finally:
+        low_level.llama_model_default_params = usual
+
+
 class _LlamaCpp:
     def __init__(self, path: Path, length: int, threads: int) -> None:
         import llama_cpp  # type: ignore[import-not-found, unused-ignore]
 
         try:
-            self._llama: Any = llama_cpp.Llama(
-                str(path), n_ctx=length, n_batch=length, n_threads=threads, n_threads_batch=threads,
-                logits_all=True, verbose=False,
-            )  # fmt: skip
+            with _plain_buffers(llama_cpp.llama_cpp):
+                self._llama: Any = llama_cpp.Llama(
+                    str(path), n_ctx=length, n_batch=length, n_threads=threads, n_threads_batch=threads,
+                    logits_all=True, verbose=False,
+                )  # fmt: skip
         except ValueError as error:
             raise CorruptFileError(f"llama.cpp does not load {path.name}: {error}.", hint="Make it anew.") from error
         self.how = ON_LLAMA_CPP
