@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from qlangchain.errors import InvalidInputError, ProductionError
 from qlangchain.produce import gguf_check, imatrix, kquants
 from qlangchain.produce.gguf import produce_gguf
 from qlangchain.quantizer.examine import examine
+from qlangchain.toolchains import worker
 from qlangchain.toolchains.worker import Progress
 
 pytest.importorskip("torch")
@@ -98,6 +100,31 @@ def test_importance_is_the_mean_square_of_what_reaches_a_layer(tmp_path: Path) -
     assert found.values.keys() == expected.keys() and found.tokens == 192
     for key, inputs in expected.items():
         np.testing.assert_allclose(found.values[key], (inputs**2).mean(0).numpy(), rtol=1e-3, atol=1e-6)
+
+
+@LLAMA_CPP
+@pytest.mark.parametrize("format", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
+def test_plain_types_are_what_llama_cpp_s_quantizer_writes(format: str, tmp_path: Path) -> None:
+    """Bit for bit where both write the same type; what makes the logits is Q6_K there and Q8_0 here."""
+    whole = produce_gguf(DEMO_DIRECTORY, tmp_path / "whole.gguf", "BF16")
+    theirs = tmp_path / "theirs.gguf"
+    arguments = {"source": str(whole), "target": str(theirs), "file_type": kquants.NUMBERS[format], "threads": 1}
+    worker.run(
+        "qlangchain.produce.llama_quantize:quantize", arguments, environment={"PYTHONPATH": os.pathsep.join(sys.path)}
+    )
+    ours = produce_gguf(DEMO_DIRECTORY, tmp_path / "ours.gguf", format)
+    mine, other = ({tensor.name: tensor for tensor in read_gguf_header(path).tensors} for path in (ours, theirs))
+    assert mine.keys() == other.keys()
+    same = [name for name in mine if mine[name].type == other[name].type]
+    assert set(mine) - set(same) <= {"output.weight", "token_embd.weight"} and len(same) > 50
+    for name in same:
+        one, two = (
+            np.fromfile(path, np.uint8, tensor.nbytes, offset=tensor.offset)
+            for path, tensor in ((ours, mine[name]), (theirs, other[name]))
+        )
+        np.testing.assert_array_equal(one, two, err_msg=name)
+    nats = [gguf_check.divergence(path, DEMO_DIRECTORY).nats for path in (ours, theirs)]
+    assert nats[0] <= 1.02 * nats[1] + 1e-6
 
 
 @LLAMA_CPP
