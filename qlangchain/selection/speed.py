@@ -270,7 +270,7 @@ def _rate(row: Mapping[str, Any], name: str, load: Load, bandwidth: float) -> tu
     if load.flags and not load.flags & set(row["without"]):
         one *= min(row["without"].values())
     if one * load.cores < share * bandwidth:
-        return one * load.cores, f"which {load.cores} core(s) can unpack"
+        return one * load.cores, f"which {load.cores} core{'s' * (load.cores > 1)} can unpack"
     return share * bandwidth, f"{share:.0%} of the bandwidth"
 
 

@@ -23,7 +23,10 @@ def check(wanted: Requirements) -> None:
 
 
 def check_hardware(hardware: Hardware) -> None:
-    """Refuse a machine that cannot be: negative or absurd sizes, no cores; raises InvalidInputError."""
+    """Refuse a machine that cannot be: negative or absurd sizes, more free than there is, no cores.
+
+    Raises InvalidInputError.
+    """
     figures: list[tuple[str, int | None]] = [
         ("memory_total", hardware.memory_total),
         ("memory_available", hardware.memory_available),
@@ -38,6 +41,11 @@ def check_hardware(hardware: Hardware) -> None:
             raise InvalidInputError(
                 f"{name}={value!r} cannot be.", hint="Sizes are in bytes: 0 or more, and below 1 EiB."
             )
+    shares = [("memory_available", hardware.memory_available, "memory_total", hardware.memory_total)]
+    shares += [(f"{gpu.name}: free_bytes", gpu.free_bytes, "total_bytes", gpu.total_bytes) for gpu in hardware.gpus]
+    for part, free, whole, total in shares:
+        if free > total:
+            raise InvalidInputError(f"{part}={free:,} is more than {whole}={total:,}.", hint="Both are in bytes.")
     if not _is_size(hardware.cores) or not 1 <= hardware.cores <= _CORES:
         raise InvalidInputError(f"cores={hardware.cores!r} cannot be.", hint=f"Pass 1 to {_CORES}.")
 

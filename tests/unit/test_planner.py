@@ -513,3 +513,19 @@ def test_words_that_are_not_known(name: str, value: Any, known: str) -> None:
     with pytest.raises(InvalidInputError, match=f"{name}=") as caught:
         pipeline.requirements(**{name: value})
     assert known in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("machine", "words"),
+    [
+        (Hardware(-1, 0, 2), "memory_total=-1 cannot be"),
+        (Hardware(1 << 80, 0, 2), "memory_total=.* cannot be"),
+        (Hardware(8 * GIB, GIB, 0), "cores=0 cannot be"),
+        (Hardware(GIB, 8 * GIB, 2), "memory_available=8,589,934,592 is more than memory_total=1,073,741,824"),
+        (Hardware(8 * GIB, GIB, 2, (Gpu("card", GIB, 2 * GIB),)), "card: free_bytes=.* is more than total_bytes"),
+    ],
+)
+def test_machines_that_cannot_be(machine: Hardware, words: str) -> None:
+    with pytest.raises(InvalidInputError, match=words) as caught:
+        pipeline.plan("demo", hardware=machine)
+    assert caught.value.hint

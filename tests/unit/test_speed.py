@@ -126,7 +126,7 @@ def test_few_cores_cannot_unpack_what_the_memory_gives() -> None:
     one, many = (
         speed.decode([Load("cpu", 4.9e9, 0, 2e11, cores)], format="Q4_K_M", runtime="llamacpp") for cores in (1, 64)
     )
-    assert "1 core(s) can unpack" in one.reasons[0]
+    assert "1 core can unpack" in one.reasons[0]
     assert "of the bandwidth" in many.reasons[0]
     assert many.expected > 8 * one.expected
 
