@@ -143,7 +143,7 @@ def decode(loads: Sequence[Load], *, format: str, runtime: str, method: str | No
         seconds += max(reading, launching) + load.layers * row["layer_seconds"]
         overhead = max(overhead, row["overhead_seconds"])
         kind = "measured_bandwidth" if known and not row["assumed"] else "assumed"
-        margin = max(margin, table(_FILE)["margins"][kind])
+        margin = max(margin, table(_FILE)["margins"][kind], row.get("margin", 1.0))
         gigabytes = (load.weight_bytes + load.kv_bytes) / 1e9
         reasons.append(f"{load.device}: {gigabytes:.3g} GB per token at {rate / 1e9:.3g} GB/s, {limit} ({said})")
     seconds += overhead
@@ -267,6 +267,8 @@ def _rate(row: Mapping[str, Any], name: str, load: Load, bandwidth: float) -> tu
     if not kernels:
         return share * bandwidth, f"{share:.0%} of the bandwidth"
     one = kernels.get(name, kernels["other"])
+    if load.weight_bytes > row["cached_bytes"]:
+        one *= row["from_memory"]
     if load.flags and not load.flags & set(row["without"]):
         one *= min(row["without"].values())
     if one * load.cores < share * bandwidth:

@@ -131,6 +131,14 @@ def test_few_cores_cannot_unpack_what_the_memory_gives() -> None:
     assert many.expected > 8 * one.expected
 
 
+def test_what_caches_hold_is_read_faster_than_memory_and_both_may_be_far_off() -> None:
+    held, not_held = (
+        speed.decode([Load("cpu", size, 0, 1e12)], format="Q8_0", runtime="llamacpp") for size in (1.5e7, 1.7e7)
+    )
+    assert held.expected > 1.5 * not_held.expected
+    assert held.high / held.low == pytest.approx(4)
+
+
 def test_a_processor_without_vectors_is_slower() -> None:
     quick, slow = (
         speed.decode([Load("cpu", 1e9, 0, 1e11, 1, frozenset({flag}))], format="Q8_0", runtime="llamacpp").expected
