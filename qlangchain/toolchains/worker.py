@@ -67,6 +67,8 @@ def run(
         CancelledError: `cancel` was set.
 
     """
+    if cancel is not None and cancel.is_set():
+        raise _cancelled()
     process = subprocess.Popen(
         child.command(python, MODULE),
         stdin=subprocess.PIPE,
@@ -85,6 +87,10 @@ def run(
         return _follow(process, events, log, progress, cancel, memory_limit)
     finally:
         child.end_group(process)
+
+
+def _cancelled() -> CancelledError:
+    return CancelledError("The work was cancelled.", hint="Call again to continue.")
 
 
 def _follow(
@@ -115,7 +121,7 @@ def _follow(
                 deadline = time.monotonic() + _GRACE
                 _say(process, {"cancel": True})
             elif time.monotonic() > deadline:
-                raise CancelledError("The work was cancelled.", hint="Call again to continue.")
+                raise _cancelled()
         if event is None:
             raise _died(process, log)
         kind = event.get("event")

@@ -307,9 +307,10 @@ def test_what_is_not_whole_is_not_added(store: Store) -> None:
 def test_files_can_be_published_and_added_at_once(store: Store, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.write_bytes(BYTES)
-    stored = store.add(manifest_of({"a.gguf": BYTES}), {"a.gguf": mine})
+    manifest = manifest_of({"a.gguf": BYTES})
+    stored = store.add(manifest, {"a.gguf": mine})
     assert stored.path.read_bytes() == BYTES
-    assert store.add(manifest_of({"a.gguf": BYTES}), {"a.gguf": store.path_of(DIGEST)}) == stored
+    assert store.add(manifest, {"a.gguf": store.path_of(DIGEST)}) == stored
 
 
 def test_finding_by_repository_revision_commit_and_format(store: Store) -> None:

@@ -75,6 +75,14 @@ def test_a_crash_is_an_error_with_the_last_words(how: signal.Signals) -> None:
         run("die", {"how": int(how)})
 
 
+def test_what_was_cancelled_before_is_not_begun(tmp_path: Path) -> None:
+    cancel, note = threading.Event(), tmp_path / "pid"
+    cancel.set()
+    with pytest.raises(CancelledError):
+        run("wait", {"note": str(note)}, cancel=cancel)
+    assert not note.exists()
+
+
 def test_cancelling_lets_the_job_tidy_up(tmp_path: Path) -> None:
     cancel, note = threading.Event(), tmp_path / "pid"
     threading.Thread(target=lambda: (written(note), cancel.set())).start()
