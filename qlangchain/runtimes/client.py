@@ -15,7 +15,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -33,6 +33,8 @@ from qlangchain.runtimes import preflight, protocol
 from qlangchain.runtimes.protocol import Delta, Transcript
 from qlangchain.runtimes.templates import Ask
 from qlangchain.types import Endpoint
+
+T = TypeVar("T")
 
 _CONNECT_SECONDS: Final = 10.0
 _LONGEST: Final = 1e6  # seconds; sockets cannot wait longer than 24 days
@@ -60,16 +62,7 @@ class Client:
         """
         reader = _Reader(self.endpoint, self._timeout)
         with reader.mapped_errors(), self._sync() as http:
-            with contextlib.closing(preflight.steps(self.endpoint, path, body)) as steps:
-                try:
-                    ask = next(steps)
-                    with reader.greeting():
-                        response = http.request(*ask[:2], json=ask[2])
-                    while True:
-                        ask = _next(steps, response)
-                        response = http.request(*ask[:2], json=ask[2])
-                except StopIteration as ready:
-                    body = ready.value
+            body = _asked(http, preflight.steps(self.endpoint, path, body), reader)
             with httpx_sse.connect_sse(http, "POST", path, json=body) as source:
                 source.response.stream = _Timed(source.response.stream, reader)
                 if source.response.is_error:
@@ -109,21 +102,8 @@ class Client:
     def count(self, path: str, body: Mapping[str, Any]) -> int | None:
         """Return how many tokens the prompt of a request to `path` takes; None where the server does not say it."""
         reader = _Reader(self.endpoint, self._timeout)
-        with (
-            reader.mapped_errors(),
-            self._sync() as http,
-            contextlib.closing(preflight.counting(self.endpoint, path, body)) as steps,
-        ):
-            try:
-                ask = next(steps)
-                with reader.greeting():
-                    response = http.request(*ask[:2], json=ask[2])
-                while True:
-                    ask = _next(steps, response)
-                    response = http.request(*ask[:2], json=ask[2])
-            except StopIteration as counted:
-                tokens: int | None = counted.value
-                return tokens
+        with reader.mapped_errors(), self._sync() as http:
+            return _asked(http, preflight.counting(self.endpoint, path, body), reader)
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
         """Send a request that is not streamed and return its JSON."""
@@ -292,6 +272,21 @@ class _Timed(httpx.SyncByteStream, httpx.AsyncByteStream):
 
     async def aclose(self) -> None:
         await self._stream.aclose()
+
+
+def _asked(http: httpx.Client, steps: Generator[Ask, Any, T], reader: _Reader) -> T:
+    """Ask the server what `steps` wants to know, one after the other, and return what comes of it."""
+    with contextlib.closing(steps):
+        try:
+            ask = next(steps)
+            with reader.greeting():
+                response = http.request(*ask[:2], json=ask[2])
+            while True:
+                ask = _next(steps, response)
+                response = http.request(*ask[:2], json=ask[2])
+        except StopIteration as ready:
+            result: T = ready.value
+            return result
 
 
 def _next(steps: Generator[Ask, Any, Any], response: httpx.Response) -> Ask:
